@@ -1,0 +1,114 @@
+"""The System contract: all that the trainer and the commands know of a published system.
+
+A system binds a configuration to a network, a loss, a sampler, an evaluation and an export. The training
+loop, the checkpoints and the commands call these members and nothing else; there is no `if system ==`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow as tf
+
+from tfgen.data.source import ImageSpec, Splits
+from tfgen.randomness import Key, StepDraws
+from tfgen.training.recipe import Recipe
+
+Batch = dict[str, Any]  # arrays on the host, tensors on the device; first axis is the sample
+SampleCallback = Callable[[int, int, Any], None]  # (steps done, steps in all, preview images or None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What one forward pass yields.
+
+    Attributes:
+      objective: float32 scalar to minimise, the mean over this rank's samples.
+      metrics: float32 scalars to log, also means over this rank's samples ("bits_per_dim", ...).
+    """
+
+    objective: tf.Tensor
+    metrics: dict[str, tf.Tensor]
+
+
+class System(abc.ABC):
+    """One published system.
+
+    Args:
+      config: instance of `Config`.
+      spec: shape of the images it models.
+
+    Class attributes:
+      name: folder under `tfgen/systems` and `flags/`, value of `--system`.
+      Config: frozen dataclass, every flag of the original script (see `tfgen.settings.flag`).
+      SampleOptions, EvaluateOptions: frozen dataclasses of the extra flags of `tfgen.sample` and `tfgen.evaluate`.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    SampleOptions: ClassVar[type]
+    EvaluateOptions: ClassVar[type]
+
+    network: tf.keras.Model  # what is saved, averaged (EMA) and exported
+    state: tf.Module  # what else must survive a restart (replay buffer, sampler history); may be empty
+
+    def __init__(self, config: Any, spec: ImageSpec):
+        self.config, self.spec = config, spec
+        self.state = tf.Module()
+
+    # Before the network exists ----------------------------------------------------------------------
+
+    @classmethod
+    @abc.abstractmethod
+    def open_data(cls, config: Any, data_dir: str) -> Splits:
+        """Opens the data sets that `config` names; files are looked for under `data_dir`."""
+
+    @classmethod
+    @abc.abstractmethod
+    def half_precision(cls, config: Any) -> bool:
+        """Whether the settings ask for 16-bit compute (`--precision=auto` follows it on a GPU)."""
+
+    # Training -----------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def recipe(self, train_size: int, ranks: int) -> Recipe:
+        """How it is trained: optimizer, schedule, EMA, clipping, batch size and intervals."""
+
+    def prepare(self, batch: dict[str, np.ndarray], draws: StepDraws) -> dict[str, np.ndarray]:
+        """Host-side work on a training batch (augmentation). `batch["image"]`: uint8 [B, H, W, C].
+
+        Runs in a background thread; must be a function of its arguments.
+        """
+        del draws
+        return batch
+
+    @abc.abstractmethod
+    def loss(self, batch: Batch, key: Key, training: bool) -> Loss:
+        """Objective of a prepared batch. `key` is the step's; fold a purpose into it before drawing."""
+
+    def after_update(self, step: int, outputs: dict[str, Any]) -> None:
+        """Called on the host after each update with the step's averaged metrics."""
+
+    # What the commands need ---------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def sample(self, count: int, key: Key, options: Any, callback: SampleCallback | None = None) -> np.ndarray:
+        """uint8 [count, H, W, C]. Sample i depends on (key, i) only, not on `count`."""
+
+    @abc.abstractmethod
+    def evaluate(self, batches: Iterable[dict[str, np.ndarray]], options: Any) -> dict[str, float]:
+        """Metrics over raw batches as `Source.read` gives them; says in the names which bound it is."""
+
+    @abc.abstractmethod
+    def signatures(self) -> dict[str, tf.types.experimental.GenericFunction]:
+        """Functions of the exported SavedModel by name, in plain TensorFlow operations."""
+
+    # Checkpoints of the original code ------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def published_tensors(self, path: str) -> Iterator[tuple[str, np.ndarray]]:
+        """Reads a checkpoint of the original code: see `tfgen.convert`."""

@@ -1,0 +1,71 @@
+"""What a system tells the training loop about how it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import tensorflow as tf
+
+
+class Optimizer(Protocol):
+    """A `tf.Module` whose variables are saved in every checkpoint."""
+
+    def build(self, variables: Sequence[tf.Variable]) -> None:
+        """Creates the slots, all at their initial values."""
+
+    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
+        """One update of the variables given to `build`. Gradients are float32, unscaled and clipped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything the loop needs that is not mathematics of the model.
+
+    Attributes:
+      seed: the run's seed: order of the data, initial weights, noise.
+      batch_size: images per rank and update.
+      steps: updates after which the run ends by default.
+      optimizer: an unbuilt `Optimizer`.
+      learning_rate: function of the number of finished updates (int64 scalar) to a float32 scalar.
+      max_grad_norm: global-norm clip; None or 0 for none (the norm is still reported).
+      max_update_norm: gradient norm above which the whole update is skipped; None for never.
+      ema_decays: decays of the averaged weights, the first is the one that evaluation and sampling use; empty for none.
+      loss_scale: None, or the `LossScale` settings of float16 compute.
+      eval_every, save_every, sample_every: default intervals in updates; 0 for never.
+      sample_count: images of the sample grid.
+      wire_dtype: dtype of gradients on the wire between ranks.
+      layers_per_group: layers reduced together between ranks; 0 for one group.
+    """
+
+    seed: int
+    batch_size: int
+    steps: int
+    optimizer: Optimizer
+    learning_rate: Callable[[tf.Tensor], tf.Tensor]
+    max_grad_norm: float | None = None
+    max_update_norm: float | None = None
+    ema_decays: tuple[float, ...] = ()
+    loss_scale: LossScaleSettings | None = None
+    eval_every: int = 0
+    save_every: int = 0
+    sample_every: int = 0
+    sample_count: int = 16
+    wire_dtype: tf.DType = tf.float32
+    layers_per_group: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LossScaleSettings:
+    """Loss scaling for float16 compute.
+
+    Attributes:
+      initial: scale at the first step of a run.
+      minimum: the scale is never halved from at or below this value.
+      dynamic: grow on good steps and halve on overflow; otherwise `initial` throughout.
+    """
+
+    initial: float = 2.0**16
+    minimum: float = 2.0**10
+    dynamic: bool = True
