@@ -46,6 +46,15 @@ class Source(abc.ABC):
     def __len__(self) -> int:
         """Number of images."""
 
+    @property
+    def epoch_size(self) -> int:
+        """Images of one epoch."""
+        return len(self)
+
+    def epoch_order(self, generator: np.random.RandomState) -> np.ndarray:
+        """Indices of one epoch in shuffled order: int64 [epoch_size], a function of the generator's state."""
+        return generator.permutation(len(self))
+
     @abc.abstractmethod
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Images at `indices` (int [n], each in [0, len)).
