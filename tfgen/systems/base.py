@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,9 @@ import tensorflow as tf
 from tfgen.data.source import ImageSpec, Splits
 from tfgen.randomness import Key, StepDraws
 from tfgen.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from tfgen.training.state import TrainState
 
 Batch = dict[str, Any]  # arrays on the host, tensors on the device; first axis is the sample
 SampleCallback = Callable[[int, int, Any], None]  # (steps done, steps in all, preview images or None)
@@ -69,6 +73,11 @@ class System(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
+    def image_spec(cls, config: Any) -> ImageSpec | None:
+        """Shape of the images as far as `config` tells it without opening data; None when only the data know."""
+
+    @classmethod
+    @abc.abstractmethod
     def half_precision(cls, config: Any) -> bool:
         """Whether the settings ask for 16-bit compute (`--precision=auto` follows it on a GPU)."""
 
@@ -97,18 +106,34 @@ class System(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, count: int, key: Key, options: Any, callback: SampleCallback | None = None) -> np.ndarray:
-        """uint8 [count, H, W, C]. Sample i depends on (key, i) only, not on `count`."""
+        """uint8 [count, H, W, C]. Sample i depends on (key, i) only, not on `count`.
+
+        `options` is an instance of `SampleOptions`.
+        """
+
+    def default_evaluate_options(self) -> Any:
+        """The `EvaluateOptions` of evaluations during training."""
+        return self.EvaluateOptions()
 
     @abc.abstractmethod
-    def evaluate(self, batches: Iterable[dict[str, np.ndarray]], options: Any) -> dict[str, float]:
-        """Metrics over raw batches as `Source.read` gives them; says in the names which bound it is."""
+    def evaluate(
+        self, batches: Iterable[dict[str, np.ndarray]], options: Any, folder: pathlib.Path
+    ) -> dict[str, float]:
+        """Metrics over raw batches as `Source.read` gives them, and "examples", their number.
+
+        The names say what is a likelihood and what a bound. Each metric is a mean over the examples, so that
+        ranks can be combined. `batches` can be iterated more than once; the last batch may be smaller.
+        Per-image results that `options` (an instance of `EvaluateOptions`) asks for go to `folder`.
+        """
 
     @abc.abstractmethod
     def signatures(self) -> dict[str, tf.types.experimental.GenericFunction]:
         """Functions of the exported SavedModel by name, in plain TensorFlow operations."""
 
-    # Checkpoints of the original code ------------------------------------------------------------------
-
     @abc.abstractmethod
-    def published_tensors(self, path: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Reads a checkpoint of the original code: see `tfgen.convert`."""
+    def load_published(self, path: str, state: TrainState) -> None:
+        """Reads a checkpoint of the original code into the network, averages, optimizer and step of `state`.
+
+        Raises:
+          ValueError: the file does not hold this network; the text names the first tensor that does not fit.
+        """

@@ -33,10 +33,15 @@ class Recipe:
       max_update_norm: gradient norm above which the whole update is skipped; None for never.
       ema_decays: decays of the averaged weights, the first is the one that evaluation and sampling use; empty for none.
       loss_scale: None, or the `LossScale` settings of float16 compute.
-      eval_every, save_every, sample_every: default intervals in updates; 0 for never.
+      log_every, eval_every, save_every, sample_every: intervals in steps; 0 for only at the end.
+      initial_evaluation, initial_samples: also before the first step of a process.
+      stop_before_training: end after the initial side jobs.
+      eval_split: "train", "valid" or "test", the split of the evaluations.
+      restore_path: checkpoint of the original code to begin from when the run has none; "" for none.
       sample_count: images of the sample grid.
       wire_dtype: dtype of gradients on the wire between ranks.
-      layers_per_group: layers reduced together between ranks; 0 for one group.
+      gradient_groups: indices of the network's trainable variables whose gradients are reduced together, in the
+        order in which they are sent; None for one group. Only speed depends on it.
     """
 
     seed: int
@@ -48,12 +53,18 @@ class Recipe:
     max_update_norm: float | None = None
     ema_decays: tuple[float, ...] = ()
     loss_scale: LossScaleSettings | None = None
+    log_every: int = 100
     eval_every: int = 0
     save_every: int = 0
     sample_every: int = 0
     sample_count: int = 16
+    initial_evaluation: bool = False
+    initial_samples: bool = False
+    stop_before_training: bool = False
+    eval_split: str = "valid"
+    restore_path: str = ""
     wire_dtype: tf.DType = tf.float32
-    layers_per_group: int = 0
+    gradient_groups: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

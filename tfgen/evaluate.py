@@ -1,0 +1,81 @@
+"""`python -m tfgen.evaluate --run=DIR [--split=test]`: nats and bits per dimension of a trained run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+from tfgen.settings import flag, parse_for_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Flags of the command; the system's `EvaluateOptions` are added to them."""
+
+    run: str = flag("", "run folder")
+    split: str = flag("valid", "which images", choices=("train", "valid", "test"))
+    images: int | None = flag(None, "only the first ones; default: the whole split", minimum=1)
+    batch_size: int | None = flag(None, "images per forward pass; default: that of the training", minimum=1)
+    weights: str = flag("ema", "averaged or raw weights", choices=("ema", "raw"))
+    checkpoint_step: int | None = flag(None, "step of the checkpoint; default: the newest", minimum=0)
+    baseline: bool = flag(False, "also the bits per dimension of a per-pixel histogram of the training images")
+    data_dir: str | None = flag(None, "folder of the data sets; default: that of the run")
+
+
+def main(argv: list[str] | None = None) -> int:
+    from tfgen.console import reported_errors
+
+    with reported_errors():
+        settings, options, evaluation_options = parse_for_run(
+            sys.argv[1:] if argv is None else argv, Options, lambda system: system.EvaluateOptions
+        )
+        return run(settings, options, evaluation_options)
+    return 1
+
+
+def run(settings, options: Options, evaluation_options) -> int:
+    """Evaluates and prints; returns the exit code."""
+    from tfgen import distribute, evaluation
+    from tfgen.files import write_text
+    from tfgen.likelihood.histogram import baseline_bits_per_dim
+    from tfgen.restore import restore
+    from tfgen.systems import load
+
+    ranks = distribute.connect()
+    data_dir = settings.run.data_dir if options.data_dir is None else options.data_dir
+    splits = load(settings.system).open_data(settings.config, data_dir)
+    source = getattr(splits, options.split)
+    restored = restore(settings, options.run, options.weights, options.checkpoint_step)
+    if splits.spec.shape != restored.system.spec.shape:
+        raise ValueError(
+            f"the run models images of {restored.system.spec.shape}, {source.name} has {splits.spec.shape}"
+        )
+    folder = pathlib.Path(options.run) / "evaluation"
+    batch_size = options.batch_size or restored.system.recipe(splits.train.epoch_size, ranks.size).batch_size
+    result = evaluation.evaluate(
+        restored.system, source, batch_size, ranks, evaluation_options, folder, limit=options.images
+    )
+    if options.baseline:
+        result["histogram_bits_per_dim"] = baseline_bits_per_dim(splits.train, source, options.images)
+    if ranks.is_first:
+        record = {
+            "split": options.split,
+            "source": source.name,
+            "weights": restored.weights,
+            "step": restored.checkpoint.step,
+            **result,
+        }
+        print(f"{source.name}, {result['examples']:,} images, {restored.description}:")
+        for name, value in result.items():
+            if name != "examples":
+                print(f"  {name:<28} {value:.4f}")
+        path = folder / f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.weights}.json"
+        write_text(path, json.dumps(record, indent=1) + "\n")
+        print(f"written to {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

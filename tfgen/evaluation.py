@@ -1,0 +1,55 @@
+"""Evaluation and sampling spread over ranks; used by the training loop and by the commands."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfgen.data.pipeline import EvaluationBatches
+from tfgen.data.source import Source
+from tfgen.distribute import Ranks
+from tfgen.randomness import Key
+from tfgen.systems.base import SampleCallback, System
+
+
+def evaluate(
+    system: System,
+    source: Source,
+    batch_size: int,
+    ranks: Ranks,
+    options: Any,
+    folder: pathlib.Path,
+    limit: int | None = None,
+) -> dict[str, float]:
+    """The system's metrics over `source`: means over all images, each counted once, on any number of ranks.
+
+    Args:
+      batch_size: images per rank and forward pass.
+      limit: evaluate this many images at most, the first ones.
+    """
+    batches = EvaluationBatches(source, batch_size, ranks.rank, ranks.size, limit)
+    result = system.evaluate(batches, options, folder)
+    examples = result.pop("examples")
+    # float64 on the wire: a float32 sum over many images would lose digits that bits per dimension are quoted to.
+    weighted = np.array([examples, *(value * examples for value in result.values())], np.float64)
+    total = ranks.sum(tf.constant(weighted)).numpy()
+    means = {name: float(value / total[0]) for name, value in zip(result, total[1:], strict=True)}
+    return {**means, "examples": int(total[0])}
+
+
+def sample(
+    system: System, count: int, key: Key, ranks: Ranks, options: Any, callback: SampleCallback | None = None
+) -> np.ndarray:
+    """uint8 [count, H, W, C] on every rank: each rank draws a share; image i is the same for any number of ranks."""
+    share = math.ceil(count / ranks.size)
+    first = min(ranks.rank * share, count)
+    own = min(share, count - first)
+    if own:
+        images = system.sample(own, key.skip(first), options, callback)
+    else:
+        images = np.zeros((0, *system.spec.shape), np.uint8)
+    return ranks.gather(images)

@@ -1,0 +1,82 @@
+"""Records of a TensorBoard event file, as bytes.
+
+Made from TensorBoard's own protocol messages rather than by `tf.summary`, whose writer cannot express the
+session log that purges a killed process' events, and reports a full disk from a background thread.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.hparams import api as hparams_api
+from tensorboard.plugins.image import metadata as image_metadata
+from tensorboard.plugins.scalar import summary_v2 as scalar_summary
+from tensorboard.plugins.text import summary_v2 as text_summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.util import tensor_util
+
+from tfgen.monitor import grids
+
+
+def file_start(first_step: int) -> bytes:
+    """The first records of a file: its format, and the start of a session at `first_step`.
+
+    From the second session of a folder on, the start makes TensorBoard forget all it has read at
+    `first_step` or later.
+    """
+    session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    return _record(file_version="brain.Event:2") + _record(step=first_step, session_log=session)
+
+
+def scalars(values: Mapping[str, float], step: int) -> bytes:
+    """One event with a scalar per tag."""
+    summary = summary_pb2.Summary()
+    for tag, value in values.items():
+        summary.MergeFrom(scalar_summary.scalar_pb(tag, float(value)))
+    return _record(step=step, summary=summary)
+
+
+def image(tag: str, picture: np.ndarray, step: int) -> bytes:
+    """One picture, uint8 [H, W, C]."""
+    height, width, _ = picture.shape
+    contents = np.array([str(width).encode(), str(height).encode(), grids.encode_png(picture)], np.object_)
+    summary = summary_pb2.Summary()
+    summary.value.add(
+        tag=tag,
+        metadata=image_metadata.create_summary_metadata(display_name=None, description=None),
+        tensor=tensor_util.make_tensor_proto(contents),
+    )
+    return _record(step=step, summary=summary)
+
+
+def text(tag: str, markdown: str, step: int) -> bytes:
+    """One text."""
+    return _record(step=step, summary=text_summary.text_pb(tag, markdown))
+
+
+def hyperparameters(settings: Mapping[str, Any], step: int) -> bytes:
+    """The run's row of the HPARAMS tab."""
+    plain = {name: _hyperparameter(value) for name, value in settings.items()}
+    return _record(step=step, summary=hparams_api.hparams_pb(plain))
+
+
+def _hyperparameter(value: Any) -> bool | int | float | str:
+    if isinstance(value, np.generic):
+        value = value.item()
+    # The tab's table is JSON: a number that JSON cannot express would leave the whole tab empty.
+    if isinstance(value, (bool, str)) or (isinstance(value, (int, float)) and math.isfinite(value)):
+        return value
+    return str(value)
+
+
+def _record(**fields: Any) -> bytes:
+    event = event_pb2.Event(wall_time=time.time(), **fields)
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()

@@ -1,0 +1,69 @@
+"""A trained system from a run folder: all that a command needs is `--run=DIR`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import tensorflow as tf
+
+from tfgen import runtime
+from tfgen.settings import Settings
+from tfgen.systems import load
+from tfgen.systems.base import System
+from tfgen.training.checkpoints import Checkpoint, CheckpointError
+from tfgen.training.ema import Ema
+from tfgen.training.run_folder import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A system with trained weights.
+
+    Attributes:
+      checkpoint: where they came from.
+      weights: "ema" or "raw".
+    """
+
+    system: System
+    checkpoint: Checkpoint
+    weights: str
+
+    @property
+    def description(self) -> str:
+        return f"{self.weights} weights of step {self.checkpoint.step:,}"
+
+
+def restore(settings: Settings, folder: str, weights: str = "ema", step: int | None = None) -> Restored:
+    """Builds the system of a run and reads its weights from a checkpoint.
+
+    Args:
+      settings: of the run.
+      weights: "ema" for the averaged weights (the raw ones where the run keeps no average), or "raw".
+      step: of the checkpoint; None for the newest good one.
+
+    Raises:
+      CheckpointError: there is no (good) checkpoint.
+    """
+    checkpoints = RunFolder(folder).checkpoints()
+    checkpoint = checkpoints.newest() if step is None else checkpoints.at(step)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"the run {pathlib.Path(folder)} has no checkpoint yet: train it first (python -m tfgen.train --run={folder})"
+        )
+    system_class = load(settings.system)
+    runtime.set_precision(settings.run.precision, system_class.half_precision(settings.config))
+    system = system_class(settings.config, checkpoint.spec)
+    decays = system.recipe(train_size=1_000_000, ranks=1).ema_decays if weights == "ema" else ()
+    averages = [Ema(decay) for decay in decays]
+    for average in averages:
+        average.build(system.network.trainable_variables)
+    saved = tf.train.Checkpoint(network=system.network, averages=averages, system_state=system.state)
+    try:
+        saved.read(checkpoint.prefix).assert_existing_objects_matched().expect_partial()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        raise CheckpointError(f"{checkpoint.path} does not hold the model of its settings: {error}") from error
+    if averages:
+        for variable, average in zip(system.network.trainable_variables, averages[0].averages, strict=True):
+            variable.assign(average)
+    return Restored(system, checkpoint, "ema" if averages else "raw")

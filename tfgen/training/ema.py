@@ -1,0 +1,100 @@
+"""Exponential moving averages of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfgen.training.targets import Targets
+
+
+class Ema(tf.Module):
+    """One average of a set of variables: average <- average - (1 - decay) (average - variable).
+
+    The averages start as copies of the variables; there is no bias correction. Polyak averaging in the form of
+    `tf.train.ExponentialMovingAverage`.
+
+    Args:
+      decay: in [0, 1).
+      warmup: use min(decay, (1 + n) / (10 + n)) for update n = 0, 1, ..., so that the initial weights are
+        forgotten early on.
+
+    Attributes:
+      averages: list of variables, in the order given to `build`.
+      updates: int64 scalar, number of updates made (only with `warmup`).
+
+    Raises:
+      ValueError: `decay` outside its range.
+    """
+
+    def __init__(self, decay: float, warmup: bool = False):
+        super().__init__(name="ema")
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}, expected at least 0 and less than 1 (0.999 remembers about 1000 updates)")
+        self.decay, self.warmup = decay, warmup
+        self.averages: list[tf.Variable] = []
+        self._targets = Targets(())
+        self._swapped = False
+
+    @property
+    def targets(self) -> tuple[tf.Variable, ...]:
+        """The variables that are averaged."""
+        return self._targets.variables
+
+    def build(self, variables: Sequence[tf.Variable]) -> None:
+        """Creates the averages as copies of `variables`. Call it once, when those hold their initial values."""
+        if self.averages:
+            raise ValueError("these averages are built already: make a new Ema for other variables")
+        self._targets = Targets.of(variables)
+        self.averages = [
+            tf.Variable(variable.read_value(), trainable=False, name=f"{variable.name.removesuffix(':0')}/ema")
+            for variable in self.targets
+        ]
+        if self.warmup:
+            self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="ema/updates")
+
+    def update(self) -> None:
+        """Moves every average towards its variable. Call it after each optimizer update (eagerly or traced)."""
+        if self._swapped:
+            raise ValueError("update() inside swapped_in(): leave the block first")
+        forget: np.float32 | tf.Tensor = np.float32(1.0 - self.decay)
+        if self.warmup:
+            count = tf.cast(self.updates, tf.float32)
+            forget = tf.maximum(forget, 9.0 / (10.0 + count))  # 1 - (1 + n) / (10 + n), without the cancellation
+            self.updates.assign_add(1)
+        for average, variable in zip(self.averages, self.targets, strict=True):
+            average.assign_sub(forget * (average - variable))
+
+    @contextlib.contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Inside the block the variables hold the averages, and the averages the variables' values.
+
+        On leaving it, by an exception too, both hold again exactly what they held before. Save no checkpoint and
+        make no update inside. Not for use inside `tf.function`.
+
+        Raises:
+          ValueError: inside another such block of this object, or inside `tf.function`.
+        """
+        if self._swapped:
+            raise ValueError("swapped_in() inside swapped_in(): the averages are in place already")
+        if not tf.executing_eagerly():
+            raise ValueError("swapped_in() inside tf.function: enter the block first, then call the function")
+        # References, not copies: assignment gives a variable a new buffer and leaves the old one to its readers.
+        values = [(variable.read_value(), average.read_value()) for variable, average in self._pairs()]
+        self._swapped = True
+        try:
+            for (variable, average), (raw, averaged) in zip(self._pairs(), values, strict=True):
+                variable.assign(averaged)
+                average.assign(raw)
+            yield
+        finally:
+            for (variable, average), (raw, averaged) in zip(self._pairs(), values, strict=True):
+                variable.assign(raw)
+                average.assign(averaged)
+            self._swapped = False
+
+    def _pairs(self) -> Iterator[tuple[tf.Variable, tf.Variable]]:
+        return zip(self.targets, self.averages, strict=True)

@@ -1,0 +1,94 @@
+"""From raw gradients to those an optimizer may apply: unscaled, finite and of bounded norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import tensorflow as tf
+
+FLOAT16_MAX = 65504.0
+NO_CLIP = 9e9  # a bound that no usable gradient reaches; keeps one code path for clipped and unclipped runs
+
+
+class ClippedGradients(NamedTuple):
+    """Result of `clip_by_global_norm`.
+
+    Attributes:
+      gradients: dense float32 tensors, unscaled and clipped; all zero where not `usable`.
+      norm: float32 scalar to report, before clipping; inf or NaN tells that a gradient overflowed.
+      usable: bool scalar. Where it is False no update may be made: skip `Optimizer.apply`, whose weight decay and
+        moments would otherwise move on a gradient of zero.
+    """
+
+    gradients: list[tf.Tensor]
+    norm: tf.Tensor
+    usable: tf.Tensor
+
+
+def as_float32(gradients: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> list[tf.Tensor]:
+    """Dense float32 tensors of the gradients; rows of `IndexedSlices` (embedding look-ups) are summed.
+
+    Raises:
+      ValueError: a gradient is None.
+    """
+    missing = [index for index, gradient in enumerate(gradients) if gradient is None]
+    if missing:
+        raise ValueError(
+            f"no gradient for {len(missing)} of {len(gradients)} variables (indices {missing[:8]}): the objective does not "
+            "depend on them; leave them out, or ask for unconnected_gradients=tf.UnconnectedGradients.ZERO"
+        )
+    return [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in gradients]
+
+
+def global_norm(tensors: Sequence[tf.Tensor | tf.IndexedSlices]) -> tf.Tensor:
+    """Square root of the sum of squares over all entries of all tensors (one or more), float32 scalar."""
+    return tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tensor)) for tensor in as_float32(tensors)]))
+
+
+def clip_by_global_norm(
+    gradients: Sequence[tf.Tensor | tf.IndexedSlices],
+    max_norm: float | None,
+    *,
+    scale: float | tf.Tensor = 1.0,
+    non_finite: Literal["zero", "clamp"],
+) -> ClippedGradients:
+    """Multiplies all gradients by scale * max_norm / max(norm, max_norm), after removing what is not finite.
+
+    Pascanu et al., arXiv:1211.5063, algorithm 1, with the norm taken over all variables together.
+
+    Args:
+      gradients: one per variable, of any floating dtype.
+      max_norm: bound on the norm; None or 0 for none (the norm is still computed).
+      scale: reciprocal of the loss scale.
+      non_finite: what becomes of inf and NaN.
+        "zero" (dynamic loss scale, or float32 compute): `norm` is that of the gradients as they are, so that the
+          loss scale can react; then such entries become 0 and the update is made with the rest.
+        "clamp" (static loss scale): entries are limited to the float16 range and NaN becomes 0 before the one norm.
+
+    Raises:
+      ValueError: negative `max_norm`, unknown `non_finite`, or a gradient that is None.
+    """
+    if max_norm is not None and max_norm < 0:
+        raise ValueError(f"max_norm is {max_norm}, expected a positive bound, or None or 0 for no clipping")
+    tensors = as_float32(gradients)
+    scale = tf.cast(scale, tf.float32)
+    if non_finite == "zero":
+        tensors = [tensor * scale for tensor in tensors]
+        reported = global_norm(tensors)
+        tensors = [tf.where(tf.math.is_finite(tensor), tensor, 0.0) for tensor in tensors]
+        norm = global_norm(tensors)
+    elif non_finite == "clamp":
+        # NaN first: clip_by_value is a minimum and a maximum, whose treatment of NaN depends on the device.
+        tensors = [tf.where(tf.math.is_nan(tensor), 0.0, tensor) for tensor in tensors]
+        # The limit is that of the scaled values, since those are what float16 holds.
+        tensors = [tf.clip_by_value(tensor, -FLOAT16_MAX, FLOAT16_MAX) * scale for tensor in tensors]
+        norm = reported = global_norm(tensors)
+    else:
+        raise ValueError(f"non_finite is {non_finite!r}, expected 'zero' or 'clamp'")
+
+    # Finite entries can still overflow float32 in the sum of their squares.
+    usable = tf.math.is_finite(norm)
+    bound = max_norm or NO_CLIP
+    factor = tf.where(usable, bound / tf.maximum(norm, bound), 0.0)
+    return ClippedGradients([tensor * factor for tensor in tensors], reported, usable)

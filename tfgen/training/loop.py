@@ -1,0 +1,187 @@
+"""The training loop: restore, then step until the end, with side jobs at their intervals."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from tfgen import runtime
+from tfgen.data.pipeline import IndexStream, Prefetcher
+from tfgen.data.source import Splits
+from tfgen.distribute import Ranks
+from tfgen.likelihood.histogram import baseline_bits_per_dim
+from tfgen.monitor.progress import Progress
+from tfgen.randomness import StepDraws
+from tfgen.settings import Settings
+from tfgen.systems.base import System
+from tfgen.training.actions import Action
+from tfgen.training.checkpoints import CheckpointError, Checkpoints
+from tfgen.training.gradients import global_norm
+from tfgen.training.interrupts import INTERRUPTED, Interrupts
+from tfgen.training.recipe import Recipe
+from tfgen.training.reporter import Reporter
+from tfgen.training.run_folder import RunFolder
+from tfgen.training.state import TrainState
+from tfgen.training.step import SAVE, STOP, TrainStep
+
+
+class TrainingStoppedError(RuntimeError):
+    """The run cannot go on; what was saved is intact."""
+
+
+def train(
+    settings: Settings,
+    system: System,
+    splits: Splits,
+    recipe: Recipe,
+    ranks: Ranks,
+    run: RunFolder,
+    make_actions: Callable[[TrainState, Reporter], list[Action]],
+) -> int:
+    """Trains until the last step, or until interrupted.
+
+    Args:
+      run: claimed by the first rank.
+      make_actions: builds the side jobs (evaluation, sample grids) once the state exists.
+
+    Returns:
+      0 when the last step was reached, `INTERRUPTED` when a signal ended the run after a save.
+
+    Raises:
+      TrainingStoppedError: too many steps in a row without a usable update.
+      CheckpointError: nothing can be restored, or the last save failed.
+    """
+    # State, from the newest checkpoint if there is one. The first rank reads, the others receive.
+    state = TrainState(system, recipe)
+    checkpoints = run.checkpoints(settings.run.keep_last, settings.run.keep_every)
+    if ranks.is_first:
+        restore(state, checkpoints, system, recipe, settings)
+    ranks.broadcast(state.variables)
+    first, last = int(state.step), recipe.steps
+
+    # Data, from the batch after the last one that was used.
+    stream = IndexStream(splits.train, recipe.batch_size, ranks.size, recipe.seed)
+
+    def load(step: int) -> dict[str, np.ndarray]:
+        draws = StepDraws(recipe.seed, step, ranks.rank, ranks.size, recipe.batch_size)
+        return system.prepare(splits.train.read(stream.indices(step, ranks.rank)), draws)
+
+    def save(step: int, must: bool) -> None:
+        if not ranks.is_first:
+            return
+        try:
+            checkpoints.save(step, state, system.spec, settings.to_flagfile())
+        except CheckpointError as error:  # a full disk need not end a run: there may be room next time
+            if must:
+                raise
+            logging.error("%s", error)
+
+    step_function = TrainStep(system, recipe, state, ranks, settings.run.grad_accumulation)
+    reporter = Reporter(run, settings, first, enabled=ranks.is_first)
+    actions = make_actions(state, reporter)
+    reporter.settings()
+    reporter.say(runtime.summary(system, splits, recipe, ranks.size))
+    reporter.say(f"resuming after step {first:,}" if first else "starting at step 0")
+
+    step, interrupted, saved_at = first, False, time.monotonic()
+    training = first < last and not recipe.stop_before_training
+    with Interrupts() as interrupts, reporter, Prefetcher(load, first) as batches:
+        for action in actions:
+            if wanted_at_start(action, first, last, ranks, recipe):
+                action.run(first)
+        progress = Progress(last, first, "training", enabled=ranks.is_first and training)
+        with progress:
+            while training and step < last and not interrupted:
+                # Step.
+                reporter.profile(step)
+                batch = {name: tf.convert_to_tensor(value) for name, value in next(batches).items()}
+                logged = reporter.is_logged(step + 1, recipe.log_every)
+                before = [tf.identity(item) for item in system.network.trainable_variables] if logged else []
+                requests = np.zeros(2, np.float32)
+                requests[STOP] = interrupts.requested
+                requests[SAVE] = ranks.is_first and time.monotonic() - saved_at > 60 * settings.run.save_minutes
+                outputs = {name: value.numpy() for name, value in step_function(batch, requests).items()}
+                step += 1
+                asked = outputs.pop("requests")
+                interrupted = bool(asked[STOP])
+                system.after_update(step, outputs)
+
+                # Report, before the checkpoint of this step: a resumed run then has every record up to it.
+                reporter.add(outputs, recipe.batch_size * ranks.size, batches.wait_seconds)
+                progress.update(step, reporter.headline())
+                if logged:
+                    after = system.network.trainable_variables
+                    reporter.log(
+                        step,
+                        skipped_steps=int(state.skipped_steps),
+                        param_norm=global_norm(after),
+                        update_norm=global_norm([new - old for new, old in zip(after, before, strict=True)]),
+                    )
+                if outputs["troubled_steps"] >= settings.run.max_skipped_steps:
+                    raise TrainingStoppedError(diagnosis(outputs, step, recipe, checkpoints))
+
+                # Save, before side jobs that may take long.
+                if interrupted or step == last:
+                    save(step, must=True)
+                elif asked[SAVE] or (recipe.save_every and step % recipe.save_every == 0):
+                    save(step, must=False)
+                    saved_at = time.monotonic()
+
+                # Side jobs.
+                if not interrupted:
+                    for action in actions:
+                        if action.due(step, last):
+                            action.run(step)
+
+    notes = {}
+    if settings.run.baseline and ranks.is_first and not interrupted:
+        source = getattr(splits, recipe.eval_split)
+        notes["per-pixel histogram bits_per_dim"] = baseline_bits_per_dim(splits.train, source, settings.run.eval_images)
+    reporter.finish(step, last, interrupted, notes)
+    return INTERRUPTED if interrupted else 0
+
+
+def restore(state: TrainState, checkpoints: Checkpoints, system: System, recipe: Recipe, settings: Settings) -> None:
+    """Brings `state` to the newest good checkpoint, else to the published one of `--restore_path`, if any."""
+    if settings.run.restart_from_scratch:
+        aside = checkpoints.set_aside()
+        if aside:
+            logging.warning("starting again at step 0; the old checkpoints are in %s", aside)
+    checkpoints.remove_partial()
+    newest = checkpoints.newest()
+    if newest:
+        state.restore(newest)
+    elif recipe.restore_path:
+        system.load_published(recipe.restore_path, state)
+
+
+def wanted_at_start(action: Action, first: int, last: int, ranks: Ranks, recipe: Recipe) -> bool:
+    """Whether a side job runs before the first step of this process; the ranks agree.
+
+    It does if the system asks for it, and if the step resumed from is one of its steps but an earlier process was
+    killed after the save and before the job was done.
+    """
+    if recipe.stop_before_training:
+        return action.at_start
+    missed = first > 0 and action.due(first, last) and ranks.is_first and not action.done(first)
+    return action.at_start or bool(ranks.sum(tf.constant(float(missed))))
+
+
+def diagnosis(outputs: dict[str, float], step: int, recipe: Recipe, checkpoints: Checkpoints) -> str:
+    """Why a run that makes no progress was stopped, and what to try."""
+    saved = checkpoints.steps()
+    kept = f"The newest checkpoint is of step {saved[-1]}." if saved else "No checkpoint had been saved."
+    advice = "look at the data of these steps, lower --lr or lengthen the warm-up"
+    if recipe.loss_scale:
+        advice += ", or train with --precision=float32 or mixed_bfloat16"
+    limit = f" (limit {recipe.max_update_norm:g})" if recipe.max_update_norm else ""
+    return (
+        f"stopped at step {step}: the last {int(outputs['troubled_steps'])} steps in a row gave no usable update; "
+        f"loss {outputs['loss']:g}, gradient norm {outputs['grad_norm']:g}{limit}, loss scale {outputs['loss_scale']:g}, "
+        f"learning rate {outputs['learning_rate']:g}. {kept} "
+        f"Try: {advice}; --max_skipped_steps sets how long to wait."
+    )

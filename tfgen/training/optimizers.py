@@ -1,0 +1,229 @@
+"""Optimizers with the exact arithmetic of the published systems.
+
+All state is in variables, so that a checkpoint of the module is a checkpoint of the optimizer, and every update
+is elementwise or a reduction in a fixed order: the same inputs give the same bits. Gradients come from
+`tfgen.training.gradients`, unscaled and clipped; a step whose gradients are not usable is skipped by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfgen.training import moments16
+from tfgen.training.targets import Targets
+
+TINY = 1e-30  # added to squared gradients, keeps a row of zeros from dividing by zero (Adafactor, section 3)
+
+
+def _slot(variable: tf.Variable, name: str, shape: Sequence[int] | None = None, dtype=tf.float32) -> tf.Variable:
+    """A zero variable that belongs to `variable`."""
+    zeros = tf.zeros(variable.shape if shape is None else shape, dtype)
+    return tf.Variable(zeros, trainable=False, name=f"{variable.name.removesuffix(':0')}/{name}")
+
+
+def _scalar(value: float, name: str) -> tf.Variable:
+    return tf.Variable(value, dtype=tf.float32, trainable=False, name=name)
+
+
+def _check_settings(weight_decay: float, epsilon: float, **betas: float) -> None:
+    for name, beta in betas.items():
+        if not 0 <= beta < 1:
+            raise ValueError(f"{name} is {beta}, expected at least 0 and less than 1")
+    if epsilon <= 0:
+        raise ValueError(f"epsilon is {epsilon}, expected a small positive number such as 1e-8")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay is {weight_decay}, expected 0 (none) or more")
+
+
+def _is_matrix(variable: tf.Variable) -> bool:
+    """Whether `variable` is a matrix or a table of rows, not a bias, gain or scalar."""
+    return variable.shape.rank >= 2
+
+
+def _decayed(variable: tf.Variable, learning_rate: tf.Tensor, weight_decay: float) -> tf.Tensor:
+    """The value of `variable` after decoupled weight decay, which is for matrices only."""
+    if weight_decay == 0.0 or not _is_matrix(variable):
+        return variable.read_value()
+    return variable * (1.0 - learning_rate * weight_decay)
+
+
+class Adam(tf.Module):
+    """Adam (Kingma & Ba, arXiv:1412.6980, end of section 2) with decoupled weight decay (arXiv:1711.05101).
+
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        p <- p (1 - lr weight_decay) - lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon)
+
+    epsilon stands outside the root and is not bias corrected. Only variables of rank 2 and above decay (not biases,
+    not gains), by the scheduled rate and at the point where the gradient was taken.
+
+    Args:
+      beta1, beta2, epsilon, weight_decay: as above.
+      packed_moments: keep m and v as 16-bit words (see `moments16`). Arithmetic stays float32; an update uses its
+        own m and v before they are rounded.
+      packed_min_size: variables with fewer elements keep float32 moments.
+
+    Attributes:
+      first_moments, second_moments: lists of variables (m and v) in the order given to `build`; read them through
+        `moments`, since some may be packed.
+      beta1_power, beta2_power: float32 scalars, beta^t of the next update t = 1, 2, ...
+
+    Raises:
+      ValueError: an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        packed_moments: bool = False,
+        packed_min_size: int = 8192,
+    ):
+        super().__init__(name="adam")
+        _check_settings(weight_decay, epsilon, beta1=beta1, beta2=beta2)
+        self.beta1, self.beta2, self.epsilon, self.weight_decay = beta1, beta2, epsilon, weight_decay
+        self.packed_moments, self.packed_min_size = packed_moments, packed_min_size
+        self.beta1_power, self.beta2_power = _scalar(beta1, "adam/beta1_power"), _scalar(beta2, "adam/beta2_power")
+        self.first_moments: list[tf.Variable] = []
+        self.second_moments: list[tf.Variable] = []
+        self._targets = Targets(())
+
+    @property
+    def targets(self) -> tuple[tf.Variable, ...]:
+        """The variables given to `build`."""
+        return self._targets.variables
+
+    def build(self, variables: Sequence[tf.Variable]) -> None:
+        """Creates the moments of `variables` (float32), all zero. Call it once."""
+        if self.targets:
+            raise ValueError("this optimizer is built already: make a new one for other variables")
+        self._targets = Targets.of(variables)
+        dtypes = [tf.float16 if self._packs(variable) else tf.float32 for variable in variables]
+        self.first_moments = [_slot(v, "adam_mean", dtype=d) for v, d in zip(variables, dtypes, strict=True)]
+        self.second_moments = [_slot(v, "adam_variance", dtype=d) for v, d in zip(variables, dtypes, strict=True)]
+
+    def _packs(self, variable: tf.Variable) -> bool:
+        return self.packed_moments and variable.shape.num_elements() >= self.packed_min_size
+
+    def moments(self, index: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """m and v of variable `index` as float32 tensors."""
+        mean, variance = self.first_moments[index].read_value(), self.second_moments[index].read_value()
+        if self._packs(self.targets[index]):
+            return moments16.unpack_mean(mean), moments16.unpack_variance(variance)
+        return mean, variance
+
+    def _store(self, index: int, mean: tf.Tensor, variance: tf.Tensor) -> None:
+        if self._packs(self.targets[index]):
+            mean, variance = moments16.pack_mean(mean), moments16.pack_variance(variance)
+        self.first_moments[index].assign(mean)
+        self.second_moments[index].assign(variance)
+
+    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], learning_rate: float | tf.Tensor) -> None:
+        """One update of all variables, every row of every table included.
+
+        Args:
+          gradients: one per variable, in the order given to `build`.
+          learning_rate: scalar, the scheduled rate lr.
+
+        Raises:
+          ValueError: gradients that do not fit the variables.
+        """
+        learning_rate = tf.cast(learning_rate, tf.float32)
+        # 1 - beta in double precision: in float32, 1 - 0.999 is wrong by 1e-5 of itself.
+        new_to_mean, new_to_variance = np.float32(1.0 - self.beta1), np.float32(1.0 - self.beta2)
+        step_size = learning_rate * tf.sqrt(1.0 - self.beta2_power) / (1.0 - self.beta1_power)
+        for index, gradient in enumerate(self._targets.dense(gradients)):
+            variable = self.targets[index]
+            mean, variance = self.moments(index)
+            mean = self.beta1 * mean + new_to_mean * gradient
+            variance = self.beta2 * variance + new_to_variance * tf.square(gradient)
+            step = step_size * mean / (tf.sqrt(variance) + self.epsilon)
+            variable.assign(_decayed(variable, learning_rate, self.weight_decay) - step)
+            self._store(index, mean, variance)
+        self.beta1_power.assign(self.beta1_power * self.beta1)
+        self.beta2_power.assign(self.beta2_power * self.beta2)
+
+
+class Adafactor(tf.Module):
+    """Adafactor (Shazeer & Stern, arXiv:1804.04235, algorithm 4) as the DistAug code has it.
+
+    Second moments of a matrix are kept as one number per row and one per column; there is no first moment and no
+    scaling by the size of the weights. With g^2 below meaning g^2 + 1e-30, and t = 1, 2, ...
+
+        d   = beta2 (1 - beta2^t) / (1 - beta2^(t+1))           one step ahead of the paper's
+        row <- d row + (1 - d) mean of g^2 over the row;        column likewise
+        x   = g / (sqrt(row / mean(row)) sqrt(column))
+        p   <- p (1 - lr weight_decay) - lr x / max(1, rms(x))
+
+    Variables of rank 0 and 1 are updated by Adam. Variables of rank above 2 count as matrices of all leading
+    axes by the last one (the original stops with an error on them).
+
+    Args:
+      beta1: of Adam, for vectors only.
+      beta2: of both.
+      epsilon: of Adam.
+      weight_decay: decoupled decay of matrices, as in `Adam`.
+
+    Attributes:
+      vectors: the `Adam` of the variables of rank 0 and 1.
+      row_variances, column_variances: lists of variables, in the order of the matrices among the targets.
+      beta2_power, beta2_next_power: float32 scalars, beta2^t and beta2^(t+1) of the next update.
+
+    Raises:
+      ValueError: an argument outside its range.
+    """
+
+    def __init__(
+        self, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0
+    ):
+        super().__init__(name="adafactor")
+        _check_settings(weight_decay, epsilon, beta1=beta1, beta2=beta2)
+        self.beta2, self.weight_decay = beta2, weight_decay
+        self.vectors = Adam(beta1, beta2, epsilon)
+        self.beta2_power = _scalar(beta2, "adafactor/beta2_power")
+        self.beta2_next_power = _scalar(beta2**2, "adafactor/beta2_next_power")
+        self.row_variances: list[tf.Variable] = []
+        self.column_variances: list[tf.Variable] = []
+        self._targets = Targets(())
+
+    @property
+    def targets(self) -> tuple[tf.Variable, ...]:
+        """The variables given to `build`."""
+        return self._targets.variables
+
+    def build(self, variables: Sequence[tf.Variable]) -> None:
+        """Creates the moments of `variables` (float32), all zero. Call it once."""
+        if self.targets:
+            raise ValueError("this optimizer is built already: make a new one for other variables")
+        self._targets = Targets.of(variables)
+        self.vectors.build([variable for variable in variables if not _is_matrix(variable)])
+        matrices = [variable for variable in variables if _is_matrix(variable)]
+        self.row_variances = [_slot(v, "adafactor_row", [v.shape[:-1].num_elements()]) for v in matrices]
+        self.column_variances = [_slot(v, "adafactor_column", [v.shape[-1]]) for v in matrices]
+
+    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], learning_rate: float | tf.Tensor) -> None:
+        """One update of all variables; arguments and errors as in `Adam.apply`."""
+        learning_rate = tf.cast(learning_rate, tf.float32)
+        pairs = list(zip(self.targets, self._targets.dense(gradients), strict=True))
+        self.vectors.apply([gradient for variable, gradient in pairs if not _is_matrix(variable)], learning_rate)
+
+        old = self.beta2 * (1.0 - self.beta2_power) / (1.0 - self.beta2_next_power)
+        matrices = [pair for pair in pairs if _is_matrix(pair[0])]
+        slots = zip(self.row_variances, self.column_variances, strict=True)
+        for (variable, gradient), (row, column) in zip(matrices, slots, strict=True):
+            matrix = tf.reshape(gradient, [-1, variable.shape[-1]])  # [rows, columns]
+            square = tf.square(matrix) + TINY
+            row.assign(old * row + (1.0 - old) * tf.reduce_mean(square, axis=1))
+            column.assign(old * column + (1.0 - old) * tf.reduce_mean(square, axis=0))
+            row_scale = tf.sqrt(row / tf.reduce_mean(row))[:, tf.newaxis]  # [rows, 1]
+            update = matrix / (row_scale * tf.sqrt(column))  # [rows, columns]
+            root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(update)))
+            step = learning_rate * update / tf.maximum(1.0, root_mean_square)
+            variable.assign(_decayed(variable, learning_rate, self.weight_decay) - tf.reshape(step, variable.shape))
+        self.beta2_power.assign(self.beta2_power * self.beta2)
+        self.beta2_next_power.assign(self.beta2_next_power * self.beta2)

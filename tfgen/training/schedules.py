@@ -1,0 +1,86 @@
+"""Learning rates as pure functions of the number of finished updates.
+
+A schedule takes a Python integer, a NumPy array or an int64 tensor of any shape and returns a float32 tensor
+of the same shape. It holds no state, so that a resumed run sees the rate that the uninterrupted one saw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import tensorflow as tf
+
+Steps = int | np.ndarray | tf.Tensor
+
+
+def _as_int64(steps: Steps) -> tf.Tensor:
+    # Through NumPy: TensorFlow alone would take a Python integer for int32 and refuse large ones.
+    return tf.cast(steps, tf.int64) if tf.is_tensor(steps) else tf.constant(np.asarray(steps, np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """The same rate at every step."""
+
+    value: float
+
+    def __call__(self, finished_updates: Steps) -> tf.Tensor:
+        return tf.fill(tf.shape(_as_int64(finished_updates)), np.float32(self.value))
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupDecay:
+    """A linear warm-up, then half a cosine or a straight line down to zero.
+
+    With t = finished_updates - offset + 1 (the update about to be made, counted from 1), w = warmup_steps
+    and N = total_steps:
+
+        t < w:      peak t / w
+        "cosine":   peak (1 + cos(pi (t - w) / (N - w))) / 2        SGDR, arXiv:1608.03983, equation 5
+        "linear":   peak (1 - min((t - w) / (N - w), 1))
+
+    Args:
+      peak: the rate at the end of the warm-up.
+      warmup_steps, total_steps: w and N, in updates. A run with N < w ends inside its warm-up.
+      offset: updates by which the schedule starts late; before its start the rate is zero or negative.
+      shape: of the decay.
+      clamp: keep the cosine at zero after N. By default it rises again, with period 2 (N - w).
+
+    Raises:
+      ValueError: an argument outside its range.
+    """
+
+    peak: float
+    warmup_steps: int
+    total_steps: int
+    offset: int = 0
+    shape: Literal["cosine", "linear"] = "cosine"
+    clamp: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shape not in ("cosine", "linear"):
+            raise ValueError(f"shape is {self.shape!r}, expected 'cosine' or 'linear'")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}, expected 0 or more (0 for no warm-up)")
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps is {self.total_steps}, expected the number of updates of the run, 1 or more")
+
+    def __call__(self, finished_updates: Steps) -> tf.Tensor:
+        t = _as_int64(finished_updates) - (self.offset - 1)
+        # Integers are subtracted before they become float32, which holds no odd number beyond 2^24.
+        since_peak = tf.cast(t - self.warmup_steps, tf.float32)
+        # Constants are folded here, in float32 and one per product. Where the rate is small, 1 + cos(angle) and
+        # 1 - progress keep few correct digits, so another grouping (pi (t-w) / (N-w)) would change the rate by
+        # 1e-5 of itself; and a graph optimizer that finds two constants in a row may regroup them.
+        per_step = np.float32(1) / np.float32(self.total_steps - self.warmup_steps or 1)
+        if self.shape == "cosine":
+            angle = since_peak * (np.float32(np.pi) * per_step)
+            if self.clamp:
+                angle = tf.minimum(angle, np.float32(np.pi))
+            decay = (1.0 + tf.cos(angle)) * np.float32(0.5 * self.peak)
+        else:
+            decay = (1.0 - tf.minimum(since_peak * per_step, 1.0)) * np.float32(self.peak)
+        warmup = tf.cast(t, tf.float32) * np.float32(self.peak / max(self.warmup_steps, 1))
+        return tf.where(t < self.warmup_steps, warmup, decay)

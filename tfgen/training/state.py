@@ -1,0 +1,56 @@
+"""Everything that a restart must bring back."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfgen.systems.base import System
+from tfgen.training.checkpoints import Checkpoint, CheckpointError
+from tfgen.training.ema import Ema
+from tfgen.training.loss_scale import LossScale
+from tfgen.training.recipe import Recipe
+
+
+class TrainState(tf.Module):
+    """The variables of a run: what a checkpoint holds.
+
+    Attributes:
+      step: int64, batches taken from the data, skipped ones included. Progress is counted in it.
+      skipped_steps: int64, updates left out because of a non-finite loss or a gradient norm above the limit.
+      troubled_steps: int64, how many of the newest steps in a row were skipped or overflowed.
+      network, optimizer, averages, loss_scale, system_state: see `Recipe` and `System`.
+    """
+
+    def __init__(self, system: System, recipe: Recipe):
+        super().__init__()
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.skipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps")
+        self.troubled_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="troubled_steps")
+        self.network = system.network
+        self.optimizer = recipe.optimizer
+        self.optimizer.build(self.network.trainable_variables)
+        self.averages = [Ema(decay) for decay in recipe.ema_decays]
+        for average in self.averages:
+            average.build(self.network.trainable_variables)
+        self.loss_scale = LossScale(recipe.loss_scale) if recipe.loss_scale else None
+        self.system_state = system.state
+
+    @property
+    def updates(self) -> tf.Tensor:
+        """int64, finished updates: what schedules count."""
+        return self.step - self.skipped_steps
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Reads every variable from a verified checkpoint.
+
+        Raises:
+          CheckpointError: the checkpoint holds other variables than this state.
+        """
+        try:
+            status = tf.train.Checkpoint(self).read(checkpoint.prefix)
+            status.assert_consumed()
+        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            raise CheckpointError(
+                f"{checkpoint.path} holds another model than these settings build: {error}. "
+                f"Its own settings are in {checkpoint.path / 'flags.txt'}."
+            ) from error
