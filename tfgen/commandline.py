@@ -106,8 +106,8 @@ def parse_words(words: Iterable[Word], *classes: type) -> list[Any]:
     for word in rest:
         if word.flag_name is None:
             raise word.error(f"unexpected argument {word.text!r}: every setting is a flag, --name=value")
-        known = [name for settings_class in classes for name in _spellings(flag_fields(settings_class))]
-        raise word.error(f"unknown flag --{word.flag_name}.{did_you_mean(word.flag_name, known)}")
+        known = [f"--{name}" for name in _spellings(_all_fields(classes))]
+        raise word.error(f"unknown flag --{word.flag_name}.{did_you_mean('--' + word.flag_name, known)}")
     return instances
 
 
@@ -211,8 +211,11 @@ def help_text(title: str, settings_class: type) -> str:
         if info.group:
             lines += ["", f"  {info.group}"]
         spelled = f"--[no_]{field.name}" if field.type is bool else f"--{field.name}"
-        lines.append(f"    {spelled}  (default: {"''" if field.default == '' else field.default})")
-        text = info.help if field.type is bool else f"{info.help} [{field.describe_range()}]"
+        default = "''" if field.default == "" else field.default
+        lines.append(f"    {spelled}  (default: {default})")
+        # Of a flag that is on or off, or takes any text, the range says nothing new.
+        open_ended = field.type is bool or (field.type is str and not info.choices)
+        text = info.help if open_ended else f"{info.help} [{field.describe_range()}]"
         if info.unused:
             text += f" No effect: {info.unused}."
         lines += textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import types
 import typing
@@ -85,7 +84,8 @@ class FlagField:
         if value is None:
             return self.optional
         accepted = (int, float) if self.type is float else self.type
-        if not isinstance(value, accepted) or (self.type is not bool and isinstance(value, bool)):
+        fits = isinstance(value, accepted) and (self.type is bool or not isinstance(value, bool))
+        if not fits:
             return False
         info = self.info
         if info.choices is not None:
@@ -101,7 +101,6 @@ class FlagField:
         )
 
 
-@functools.cache
 def flag_fields(settings_class: type) -> dict[str, FlagField]:
     """The flags of a settings class by name, in order of definition."""
     hints = typing.get_type_hints(settings_class)

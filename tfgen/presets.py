@@ -6,7 +6,7 @@ A header is a first line that describes the preset, then `# key: value` lines:
     # source: Jun et al. 2020, original preset c10_15m_rot
     # parameters: 14,911,744
     # hardware: 1 GPU
-    # expected: 2.9 bits/dim on the test set
+    # expected: the metric it should reach, where one is known
     # refused: why it cannot be chosen (it may still be a parent of others)
 """
 

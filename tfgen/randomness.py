@@ -28,6 +28,14 @@ def purpose_word(purpose: str) -> int:
     return zlib.crc32(purpose.encode()) & 0x7FFFFFFF
 
 
+def _entropy(seed: int, purpose: str, *data: int) -> np.random.SeedSequence:
+    """Mixes all arguments. SeedSequence pads with zeros, so every number takes two words and the count ends the list."""
+    words = [purpose_word(purpose)]
+    for number in (seed, *data):
+        words += [number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF]
+    return np.random.SeedSequence([*words, 1 + len(data)])
+
+
 class Key:
     """A random stream, indexed by sample.
 
@@ -46,7 +54,7 @@ class Key:
     @classmethod
     def create(cls, seed: int, purpose: str, first_sample: int | tf.Tensor = 0) -> Key:
         """The stream of `purpose` under the user's `seed` (any integer; taken modulo 2^64)."""
-        words = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, purpose_word(purpose)]).generate_state(2)
+        words = _entropy(seed, purpose).generate_state(2)
         return cls(tf.constant(words.view(np.int32)), first_sample)
 
     def fold(self, *data: int | str | tf.Tensor) -> Key:
@@ -115,5 +123,4 @@ class StepDraws:
 
 def host_generator(seed: int, purpose: str, *data: int) -> np.random.RandomState:
     """A NumPy generator that is a function of (seed, purpose, data)."""
-    entropy = np.random.SeedSequence([seed & 0xFFFFFFFFFFFFFFFF, purpose_word(purpose), *data])
-    return np.random.RandomState(entropy.generate_state(8))
+    return np.random.RandomState(_entropy(seed, purpose, *data).generate_state(8))

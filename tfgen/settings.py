@@ -62,13 +62,14 @@ class RunSettings:
     max_skipped_steps: int = flag(50, "Updates in a row skipped for NaN or infinity that stop the run.", minimum=1)
 
     log_every: int | None = flag(None, "Updates between log records.", minimum=1, group="Intervals")
-    eval_every: int | None = flag(None, "Updates between evaluations; 0 for never.", minimum=0)
+    eval_every: int | None = flag(None, "Updates between evaluations; 0 for only at the end.", minimum=0)
     eval_images: int | None = flag(
         None, "Images of one evaluation, from the first; None for the whole split.", minimum=1
     )
-    sample_every: int | None = flag(None, "Updates between sample grids; 0 for never.", minimum=0)
-    save_every: int | None = flag(None, "Updates between checkpoints; 0 for never.", minimum=0)
-    save_minutes: float = flag(10.0, "Minutes between checkpoints, beside save_every; 0 for never.", minimum=0.0)
+    baseline: bool = flag(False, "At the end also print the bits per dimension of a per-pixel histogram.")
+    sample_every: int | None = flag(None, "Updates between sample grids; 0 for only at the end.", minimum=0)
+    save_every: int | None = flag(None, "Updates between checkpoints; 0 for only at the end.", minimum=0)
+    save_minutes: float = flag(10.0, "Minutes between checkpoints, beside those of save_every.", above=0.0)
     keep_last: int = flag(3, "Newest checkpoints kept.", minimum=1)
     keep_every: int = flag(0, "Checkpoints at multiples of this many updates are kept for ever; 0 for none.", minimum=0)
     profile_steps: str = flag("", "Updates to profile for TensorBoard, FIRST:LAST such as 10:15.")
@@ -83,7 +84,6 @@ class RunSettings:
         False, "Resume although the settings differ from those of the run folder.", stored=False
     )
     dry_run: bool = flag(False, "Print the settings and exit.", stored=False)
-    baseline: bool = flag(False, "At the end also print the bits per dimension of a per-pixel histogram.", stored=False)
     print_params: bool = flag(False, "Log each trainable variable.", stored=False)
 
     def __post_init__(self) -> None:
@@ -201,6 +201,8 @@ def parse(argv: Sequence[str]) -> Settings:
     """
     words = commandline.expand(argv)
     (chosen,), words = commandline.take_words(words, _Selection)
+    if chosen.system:
+        systems.known(chosen.system)
     if chosen.list_hps:
         print(presets.listing([chosen.system] if chosen.system else systems.NAMES))
         raise SystemExit(0)
@@ -278,7 +280,8 @@ def parse_for_run(
     if options_class_of:
         classes.append(options_class_of(systems.load(settings.system)))
     if chosen.help:
-        parts = [commandline.help_text(title, part) for title, part in zip(("Flags", settings.system), classes)]
+        titles = ("Flags", f"Flags of the system {settings.system}")[: len(classes)]
+        parts = [commandline.help_text(title, part) for title, part in zip(titles, classes, strict=True)]
         print("\n\n".join([usage, *parts]))
         raise SystemExit(0)
     words = [Word(commandline.to_line("run", choice.run)), *words]

@@ -44,9 +44,11 @@ def run(settings: Settings) -> int:
     overrides = {name: getattr(settings.run, name) for name in ("steps", "log_every", "eval_every", "save_every", "sample_every")}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in overrides.items() if value is not None})
 
+    if settings.run.print_params and ranks.is_first:
+        print(runtime.parameter_table(system))
     if settings.run.dry_run:
         if ranks.is_first:
-            print(settings.to_flagfile())
+            print(settings.to_flagfile(), *settings.ignored(), sep="\n")
             print(runtime.summary(system, splits, recipe, ranks.size))
             print("dry run: nothing was written")
         return 0

@@ -45,7 +45,7 @@ def browser() -> str | None:
 
 
 @contextlib.contextmanager
-def serve(logdir: str | os.PathLike, *, fast: bool = True, seconds: float = 45.0) -> Iterator[str]:
+def serve(logdir: str | os.PathLike, *, fast: bool = True, seconds: float = 30.0) -> Iterator[str]:
     """Runs TensorBoard on `logdir` for the length of the body; yields its address.
 
     Args:
@@ -71,7 +71,7 @@ def serve(logdir: str | os.PathLike, *, fast: bool = True, seconds: float = 45.0
             _end(server)
 
 
-def wait_for(probe: Callable[[], _Found], seconds: float, what: str) -> _Found:
+def wait_for(probe: Callable[[], _Found | None], seconds: float, what: str) -> _Found:
     """The first true result of `probe`; TimeoutError when `seconds` pass without one."""
     deadline = time.monotonic() + seconds
     while True:
@@ -104,10 +104,10 @@ def screenshot(address: str, tab: str, path: str | os.PathLike, *, width: int = 
         raise FileNotFoundError("no chromium on this machine; apt-get install -y chromium")
     with tempfile.TemporaryDirectory() as profile:
         command = [found, *_BROWSER_FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]
-        command += ["--virtual-time-budget=15000", f"--screenshot={pathlib.Path(path).resolve()}", f"{address}#{tab}"]
+        command += ["--virtual-time-budget=8000", f"--screenshot={pathlib.Path(path).resolve()}", f"{address}#{tab}"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            output, _ = process.communicate(timeout=90)
+            output, _ = process.communicate(timeout=60)
         finally:
             _end(process)
     if not os.path.exists(path):

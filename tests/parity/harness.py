@@ -113,14 +113,17 @@ class Case:
             self._add(name, np.inf, tolerance, f"shape {got.shape}, recorded {wanted.shape}")
             return
         # Equal infinities are no error; any other non-finite difference is one.
-        error = np.where(got == wanted, 0.0, np.abs(got - wanted))
+        with np.errstate(invalid="ignore"):  # inf - inf, in entries that the line discards or that fail below
+            error = np.where(got == wanted, 0.0, np.abs(got - wanted))
         if relative:
             error = np.where(error == 0.0, 0.0, error / np.maximum(np.abs(wanted), np.finfo(np.float32).tiny))
         if where is not None:
             error = error[where]
         self._add(name, float(error.max()) if error.size else 0.0, tolerance, "relative" if relative else "")
 
-    def equal(self, name: str, actual: Any, *, expected: Any = None, within: int = 0, except_share: float = 0.0) -> None:
+    def equal(
+        self, name: str, actual: Any, *, expected: Any = None, within: int = 0, except_share: float = 0.0
+    ) -> None:
         """Compares integers (or text) exactly.
 
         Args:
@@ -222,7 +225,9 @@ def run_file(system: str, path: pathlib.Path) -> Report:
         check(case)
         unread = case.unread()
         if unread:
-            problems.append(f"{len(unread)} array(s) left unread: {', '.join(unread[:8])}{' ...' if len(unread) > 8 else ''}")
+            problems.append(
+                f"{len(unread)} array(s) left unread: {', '.join(unread[:8])}{' ...' if len(unread) > 8 else ''}"
+            )
         if not comparisons:
             problems.append("the checker compared nothing")
     except Exception:  # any failure of one file is that file's result; the others still run

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from tfgen.data.source import Source
-from tfgen.likelihood.bits import bits_per_dim
+from tfgen.data.source import Source, Subset
+from tfgen.likelihood.bits import bits_per_dim, nats_per_dim
 
 LEVELS = 256
 SMOOTHING = tuple(float(strength) for strength in np.logspace(-5, 2, 29))  # pseudo-counts per level
@@ -69,7 +70,11 @@ class PixelHistogram:
                 f"found {list(counts.shape[:3])}"
             )
         # The score depends on the images through their own histogram alone.
-        nats = [-float(np.vdot(counts, self._log_probabilities(strength))) / counts.sum() for strength in SMOOTHING]
+        dims = int(counts.sum())
+        nats = [
+            nats_per_dim(-float(np.vdot(counts, _log_probabilities(self._counts, strength))), dims)
+            for strength in SMOOTHING
+        ]
         best = int(np.argmin(nats))
         return HistogramScore(bits_per_dim(nats[best]), SMOOTHING[best], int(counts[0, 0, 0].sum()))
 
@@ -77,11 +82,11 @@ class PixelHistogram:
         """`evaluate(images).bits_per_dim`."""
         return self.evaluate(images).bits_per_dim
 
-    def _log_probabilities(self, smoothing: float) -> np.ndarray:
-        """ln p of each level: float64 [H, W, C, 256]."""
-        assert self._counts is not None
-        smoothed = self._counts + smoothing
-        return np.log(smoothed / smoothed.sum(axis=-1, keepdims=True))
+
+def _log_probabilities(counts: np.ndarray, smoothing: float) -> np.ndarray:
+    """ln p of each level: float64 [H, W, C, 256]."""
+    smoothed = counts + smoothing
+    return np.log(smoothed / smoothed.sum(axis=-1, keepdims=True))
 
 
 def _count(images: Images) -> np.ndarray:
@@ -93,7 +98,7 @@ def _count(images: Images) -> np.ndarray:
             raise ValueError(f"expected images as uint8 [N, H, W, C], found {batch.dtype} {list(batch.shape)}")
         if shape is None:
             shape = batch.shape[1:]
-            counts = np.zeros(batch[0].size * LEVELS, np.int64)
+            counts = np.zeros(math.prod(shape) * LEVELS, np.int64)
         if batch.shape[1:] != shape:
             raise ValueError(f"expected images of one size, found {list(shape)} and then {list(batch.shape[1:])}")
         flat = batch.reshape(len(batch), -1)  # [N, D]

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.hparams import api as hparams_api
 from tensorboard.plugins.image import metadata as image_metadata
@@ -23,6 +25,8 @@ from tensorboard.util import tensor_util
 
 from tfgen.monitor import grids
 
+_HEADER_BYTES, _FOOTER_BYTES = 12, 4  # of a record: its length and that number's checksum; the checksum of the data
+
 
 def file_start(first_step: int) -> bytes:
     """The first records of a file: its format, and the start of a session at `first_step`.
@@ -32,6 +36,24 @@ def file_start(first_step: int) -> bytes:
     """
     session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     return _record(file_version="brain.Event:2") + _record(step=first_step, session_log=session)
+
+
+def length_before(contents: bytes, step: int) -> int:
+    """Bytes of an event file up to its first summary at `step` or later, or to a record that is cut short."""
+    at = 0
+    while at + _HEADER_BYTES <= len(contents):
+        (size,) = struct.unpack_from("<Q", contents, at)
+        end = at + _HEADER_BYTES + size + _FOOTER_BYTES
+        if end > len(contents):
+            break
+        try:
+            event = event_pb2.Event.FromString(contents[at + _HEADER_BYTES : end - _FOOTER_BYTES])
+        except DecodeError:
+            break
+        if event.HasField("summary") and event.step >= step:
+            break
+        at = end
+    return at
 
 
 def scalars(values: Mapping[str, float], step: int) -> bytes:
@@ -60,10 +82,15 @@ def text(tag: str, markdown: str, step: int) -> bytes:
     return _record(step=step, summary=text_summary.text_pb(tag, markdown))
 
 
-def hyperparameters(settings: Mapping[str, Any], step: int) -> bytes:
-    """The run's row of the HPARAMS tab."""
+def hyperparameters(trial: str, settings: Mapping[str, Any], step: int) -> bytes:
+    """The run's row of the HPARAMS tab, labelled `trial`.
+
+    There is no list of the columns (`hparams_config`): TensorBoard takes one list for the whole page, that
+    of the first run it finds, and would hide the settings of other systems' runs. Without a list it shows
+    every setting of every run, and every curve as a metric.
+    """
     plain = {name: _hyperparameter(value) for name, value in settings.items()}
-    return _record(step=step, summary=hparams_api.hparams_pb(plain))
+    return _record(step=step, summary=hparams_api.hparams_pb(plain, trial_id=trial))
 
 
 def _hyperparameter(value: Any) -> bool | int | float | str:

@@ -99,10 +99,8 @@ class Progress:
 
     def _make_bar(self) -> _Bar:
         # tqdm cuts a line to the terminal's width only where its format has a bar: without a total it is blank.
-        known, unknown = (
-            "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
-            "{desc}: {n_fmt}{postfix}{bar}",
-        )
+        known = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+        unknown = "{desc}: {n_fmt}{postfix}{bar}"
         return _Bar(
             total=self._total,
             initial=self._step,
@@ -147,6 +145,8 @@ class Progress:
             write()
         except OSError as error:  # the terminal or pipe is gone; what runs behind it should not end for that
             self._enabled = False
+            if self._bar is not None:
+                self._bar.disable = True  # it would try again when it is deleted
             _log.warning("Progress is no longer shown: %s", error)
 
 

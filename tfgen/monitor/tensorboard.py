@@ -38,9 +38,9 @@ class RunSummaries:
     """Writes one event file per process into the run folder.
 
     Each record is on its way to the disk when the call returns. What an earlier, killed process recorded
-    at `first_step` or later disappears from TensorBoard, also from one that is open on the folder:
-    its Python loader obeys the session start written here, its faster one replaces a curve's
-    points as soon as this process comes to them.
+    at `first_step` or later is cut from its file. A TensorBoard that is open on the folder and has read it
+    already forgets it too: its Python loader because of the session start written here, its faster data
+    server as soon as this process records the same curve at the same step.
 
     A full disk doesn't end the run: the record is dropped and the reason logged once
     (`tfgen.monitor.append_file`).
@@ -60,7 +60,12 @@ class RunSummaries:
 
         self._events = events
         folder = pathlib.Path(folder)
-        self._file = AppendFile(folder / _next_file_name(folder), DiskFaults("TensorBoard records"))
+        self._trial = folder.resolve().name
+        faults = DiskFaults("TensorBoard records")
+        for path in folder.glob("events.out.tfevents.*"):
+            with faults.tolerated(path):
+                self._cut(path)
+        self._file = AppendFile(folder / _next_file_name(folder), faults)
         self._start()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -82,13 +87,20 @@ class RunSummaries:
         """The run's settings, for the HPARAMS tab (beside the last value of every curve) and the TEXT tab."""
         if not self._enabled:
             return
-        self._append(self._events.hyperparameters(settings, self._first_step))
+        self._append(self._events.hyperparameters(self._trial, settings, self._first_step))
         rows = [f"| {name} | {_cell(value)} |" for name, value in settings.items()]
         self.text("settings", "\n".join(["| setting | value |", "| --- | --- |", *rows]), self._first_step)
 
     def close(self) -> None:
         if self._enabled:
             self._file.close()
+
+    def _cut(self, path: pathlib.Path) -> None:
+        # Steps never go back within a file, so what has to go is its end: no copy, no room needed.
+        contents = path.read_bytes()
+        length = self._events.length_before(contents, self._first_step)
+        if length < len(contents):
+            os.truncate(path, length)
 
     def _append(self, record: bytes) -> None:
         if self._started or self._start():

@@ -92,8 +92,8 @@ class Pattern:
         reshaped = mode == "b0" or (block_form and mode in ("bT", "c"))
         if reshaped and n_ctx % window:
             raise PatternError(
-                f"attention mode {mode!r}{' in blocks' if block_form else ''} needs a context length that is a multiple of local_attn_ctx, found "
-                f"{n_ctx} and {window}; choose a local_attn_ctx that divides {n_ctx}"
+                f"attention mode {mode!r} needs a context length that is a multiple of local_attn_ctx, found {n_ctx} "
+                f"and {window}; choose a local_attn_ctx that divides {n_ctx}"
             )
         if mode in ("b_all", "bT_all") and (n_ctx, window, block) != (1024, 32, 32):
             raise PatternError(
@@ -106,7 +106,8 @@ class Pattern:
             raise PatternError(f"blocksize must be one of {BLOCK_SIZES}, found {block}")
         if n_ctx % block:
             raise PatternError(
-                f"attention in blocks needs a context length that is a multiple of the blocksize, found {n_ctx} and {block}"
+                f"attention in blocks needs a context length that is a multiple of the blocksize, found {n_ctx} and "
+                f"{block}"
             )
         if mode == "b" and window % block:
             raise PatternError(
@@ -144,7 +145,7 @@ class Pattern:
         return query % self.window == key % self.window  # bT_all
 
     def token_order(self) -> np.ndarray:
-        """int64 [T], the token at each slot of the kernel order. Strided modes: slot r * m + j holds token j * s + r."""
+        """int64 [T], the token at each slot of the kernel order: slot r * m + j of a strided mode holds j * s + r."""
         return _token_order(self)
 
     def token_mask(self) -> np.ndarray:

@@ -15,17 +15,18 @@ def load(name: str) -> type[System]:
     """The class of the system `name`. Imports TensorFlow."""
     from tfgen.systems.base import System
 
-    module = importlib.import_module(f"tfgen.systems.{_known(name)}.system")
+    module = importlib.import_module(f"tfgen.systems.{known(name)}.system")
     classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, System)]
     return next(found for found in classes if found is not System and found.name == name)
 
 
 def load_config(name: str) -> type:
     """The settings class of the system `name`. Does not import TensorFlow."""
-    return importlib.import_module(f"tfgen.systems.{_known(name)}.config").Config
+    return importlib.import_module(f"tfgen.systems.{known(name)}.config").Config
 
 
-def _known(name: str) -> str:
+def known(name: str) -> str:
+    """`name`, if a system is called so; raises `SettingsError` otherwise."""
     from tfgen.flagfields import SettingsError, did_you_mean
 
     if name not in NAMES:

@@ -33,7 +33,9 @@ class Ema(tf.Module):
     def __init__(self, decay: float, warmup: bool = False):
         super().__init__(name="ema")
         if not 0 <= decay < 1:
-            raise ValueError(f"decay is {decay}, expected at least 0 and less than 1 (0.999 remembers about 1000 updates)")
+            raise ValueError(
+                f"decay is {decay}, expected at least 0 and less than 1 (0.999 remembers about 1000 updates)"
+            )
         self.decay, self.warmup = decay, warmup
         self.averages: list[tf.Variable] = []
         self._targets = Targets(())

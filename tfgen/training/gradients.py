@@ -35,8 +35,8 @@ def as_float32(gradients: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> list
     missing = [index for index, gradient in enumerate(gradients) if gradient is None]
     if missing:
         raise ValueError(
-            f"no gradient for {len(missing)} of {len(gradients)} variables (indices {missing[:8]}): the objective does not "
-            "depend on them; leave them out, or ask for unconnected_gradients=tf.UnconnectedGradients.ZERO"
+            f"no gradient for {len(missing)} of {len(gradients)} variables (indices {missing[:8]}): the objective does "
+            "not depend on them; leave them out, or ask for unconnected_gradients=tf.UnconnectedGradients.ZERO"
         )
     return [tf.cast(tf.convert_to_tensor(gradient), tf.float32) for gradient in gradients]
 

@@ -56,31 +56,34 @@ class MomentFormat:
         """Bit pattern of the value of the highest (positive) word."""
         return _REBIAS + (self._word_mask << self._shift)
 
+    @property
+    def _to_word(self) -> int:
+        """Added to a bit pattern before it is shifted down: the other exponent bias, and half a unit to round."""
+        return (1 << (self._shift - 1)) - _REBIAS
+
     def encode(self, values: np.ndarray) -> np.ndarray:
         """float32 to uint16 words, any shape."""
-        bits = np.asarray(values, np.float32).view(np.uint32)
-        magnitude = np.minimum(bits & np.uint32(_MAGNITUDE), np.uint32(self._largest))
-        half = np.uint32(1 << (self._shift - 1))
-        # The mask hides what wraps around below _REBIAS; those entries are replaced by 0.
-        word = (magnitude + half - np.uint32(_REBIAS)) >> np.uint32(self._shift) & np.uint32(self._word_mask)
+        bits = np.asarray(values, np.float32).view(np.uint32).astype(np.int64)
+        # Non-negative floats are ordered as their bit patterns: the limits are integer comparisons.
+        magnitude = np.minimum(bits & _MAGNITUDE, self._largest)
+        word = (magnitude + self._to_word) >> self._shift
         if self.signed:
-            word |= bits >> np.uint32(16) & np.uint32(0x8000)
+            word |= bits >> 16 & 0x8000
         return np.where(magnitude < self._smallest, 0, word).astype(np.uint16)
 
     def decode(self, words: np.ndarray) -> np.ndarray:
         """uint16 words to float32, any shape."""
-        words = np.asarray(words, np.uint16).astype(np.uint32)
-        bits = ((words & np.uint32(self._word_mask)) << np.uint32(self._shift)) + np.uint32(_REBIAS)
+        words = np.asarray(words, np.uint16).astype(np.int64)
+        bits = ((words & self._word_mask) << self._shift) + _REBIAS
         if self.signed:
-            bits |= (words & np.uint32(0x8000)) << np.uint32(16)
-        return np.where(words == 0, np.uint32(0), bits).view(np.float32)
+            bits |= (words & 0x8000) << 16
+        return np.where(words == 0, 0, bits).astype(np.uint32).view(np.float32)
 
     def pack(self, values: tf.Tensor) -> tf.Tensor:
         """float32 to words typed as float16, any shape. The same words as `encode`."""
         bits = tf.bitcast(values, tf.int32)
-        # Non-negative floats are ordered as their bit patterns: the limits are integer comparisons.
         magnitude = tf.minimum(tf.bitwise.bitwise_and(bits, _MAGNITUDE), self._largest)
-        word = tf.bitwise.right_shift(magnitude + ((1 << (self._shift - 1)) - _REBIAS), self._shift)
+        word = tf.bitwise.right_shift(magnitude + self._to_word, self._shift)
         if self.signed:
             word = tf.where(bits < 0, word + 0x8000, word)
         word = tf.where(magnitude < self._smallest, 0, word)

@@ -178,9 +178,7 @@ class Adafactor(tf.Module):
       ValueError: an argument outside its range.
     """
 
-    def __init__(
-        self, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0
-    ):
+    def __init__(self, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0):
         super().__init__(name="adafactor")
         _check_settings(weight_decay, epsilon, beta1=beta1, beta2=beta2)
         self.beta2, self.weight_decay = beta2, weight_decay

@@ -35,7 +35,7 @@ class Reporter:
         self._metrics = MetricsLog(run.metrics_path, first + 1, enabled=enabled)
         self._summaries = RunSummaries(run.path, first + 1, enabled=enabled)
         self._faults = DiskFaults("sample grids")
-        self._profile_steps = profile_range(settings.run.profile_steps)
+        self._profile_steps = settings.run.profile_range
         self._profiling = False
         self._results: dict[str, float] = {}
         self._picture: pathlib.Path | None = None
@@ -58,6 +58,8 @@ class Reporter:
     def settings(self) -> None:
         """The resolved settings, on the terminal and in TensorBoard."""
         self.say(self._settings.to_flagfile())
+        for sentence in self._settings.ignored():
+            self.say(sentence)
         self._summaries.settings(self._settings.as_dict())
 
     # Training numbers -----------------------------------------------------------------------------------
@@ -169,12 +171,3 @@ class Reporter:
         ]
         self.say("\n".join(lines))
 
-
-def profile_range(text: str) -> tuple[int, int] | None:
-    """(first, last) of "10:15"; None of ""."""
-    if not text:
-        return None
-    first, separator, last = text.partition(":")
-    if not (separator and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise ValueError(f"--profile_steps={text}: expected FIRST:LAST, two step numbers with FIRST < LAST")
-    return int(first), int(last)

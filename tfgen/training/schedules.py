@@ -7,12 +7,12 @@ of the same shape. It holds no state, so that a resumed run sees the rate that t
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-Steps = int | np.ndarray | tf.Tensor
+Steps: TypeAlias = int | np.ndarray | tf.Tensor
 
 
 def _as_int64(steps: Steps) -> tf.Tensor:

@@ -30,8 +30,8 @@ class Targets:
         for index, variable in enumerate(variables):
             if variable.dtype != tf.float32:
                 raise ValueError(
-                    f"variable {index} ({variable.name}) is {variable.dtype.name}, expected float32: keep the weights in "
-                    "float32 and cast where they are used (Keras policy 'mixed_float16' or 'mixed_bfloat16')"
+                    f"variable {index} ({variable.name}) is {variable.dtype.name}, expected float32: keep the "
+                    "weights in float32 and cast where they are used (Keras policy 'mixed_float16' or 'mixed_bfloat16')"
                 )
             if id(variable) in seen:
                 raise ValueError(f"variable {index} ({variable.name}) is listed twice: pass each variable once")
@@ -46,7 +46,8 @@ class Targets:
         """
         if len(gradients) != len(self.variables):
             raise ValueError(
-                f"{len(gradients)} gradients for {len(self.variables)} variables: pass one for each variable given to build()"
+                f"{len(gradients)} gradients for {len(self.variables)} variables: pass one for each variable "
+                "given to build()"
             )
         tensors = []
         for gradient, variable in zip(gradients, self.variables, strict=True):

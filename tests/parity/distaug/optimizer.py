@@ -27,7 +27,7 @@ def check_optimizer_units(case: Case) -> None:
 
 
 def _case_prefixes(case: Case, kind: str) -> list[str]:
-    """"<kind>/case0/", "<kind>/case1/", ... as the file has them."""
+    """ "<kind>/case0/", "<kind>/case1/", ... as the file has them."""
     return [name.removesuffix("config") for name in case.matching(f"{kind}/*/config")]
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -164,8 +164,17 @@ def translate_y(images: tf.Tensor, pixels: tf.Tensor, fill: int) -> tf.Tensor:
     return _affine(images, 1, 0, 0, 0, 1, pixels, fill)
 
 
-def _affine(images: tf.Tensor, xx, xy, x0, yx, yy, y0, fill: int) -> tf.Tensor:
-    """Pixel (x, y) of the result is (xx x + xy y + x0, yx x + yy y + y0) of the image."""
+def _affine(
+    images: tf.Tensor,
+    xx: tf.Tensor | float,
+    xy: tf.Tensor | float,
+    x0: tf.Tensor | float,
+    yx: tf.Tensor | float,
+    yy: tf.Tensor | float,
+    y0: tf.Tensor | float,
+    fill: int,
+) -> tf.Tensor:
+    """Pixel (x, y) of the result is (xx x + xy y + x0, yx x + yy y + y0) of the image; each number or [B]."""
     count = tf.shape(images)[0]
     entries = [tf.broadcast_to(tf.cast(value, tf.float32), [count]) for value in (xx, xy, x0, yx, yy, y0, 0, 0)]
     return tfa_image.transform(images, tf.stack(entries, axis=1), fill_value=float(fill))
@@ -180,82 +189,68 @@ def cutout(images: tf.Tensor, half_size: int, centre: tf.Tensor, fill: int) -> t
     return tfa_image.cutout(images, (2 * half_size, 2 * half_size), offset=centre, constant_values=fill)
 
 
-# Strengths ----------------------------------------------------------------------------------------------------
+# Strengths ------------------------------------------------------------------------------------------------------
+
+# In the order in which the original numbers them.
+OPERATIONS = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "Color", "Contrast"),
+    *("Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY", "Cutout", "SolarizeAdd"),
+)
 
 
-class _Operation(NamedTuple):
-    """How an operation is called at one level.
-
-    Attributes:
-      argument: strength as a function of level / MAX_LEVEL; None if there is none.
-      call: (images, argument, sign [B], centre [B, 2], fill) -> images. `argument` is a Python number, except
-        that signed operations multiply it by `sign` to a float32 tensor [B].
-    """
-
-    argument: Callable[[float, Constants], float | int] | None
-    call: Callable[..., tf.Tensor]
-
-
-def _factor(level: float, constants: Constants) -> float:
-    del constants
-    return level * 1.8 + 0.1
-
-
-def _plain(function: Callable[[tf.Tensor], tf.Tensor]) -> _Operation:
-    return _Operation(None, lambda images, argument, sign, centre, fill: function(images))
-
-
-def _unsigned(argument, function) -> _Operation:
-    return _Operation(argument, lambda images, argument, sign, centre, fill: function(images, argument))
-
-
-def _signed(argument, function) -> _Operation:
-    return _Operation(argument, lambda images, argument, sign, centre, fill: function(images, argument * sign, fill))
-
-
-_TABLE: dict[str, _Operation] = {
-    "AutoContrast": _plain(auto_contrast),
-    "Equalize": _plain(equalize),
-    "Invert": _plain(invert),
-    "Rotate": _signed(lambda level, constants: level * 30.0, rotate),
-    "Posterize": _unsigned(lambda level, constants: int(level * 4), posterize),
-    "Solarize": _unsigned(lambda level, constants: int(level * 256), solarize),
-    "Color": _unsigned(_factor, color),
-    "Contrast": _unsigned(_factor, contrast),
-    "Brightness": _unsigned(_factor, brightness),
-    "Sharpness": _unsigned(_factor, sharpness),
-    "ShearX": _signed(lambda level, constants: level * 0.3, shear_x),
-    "ShearY": _signed(lambda level, constants: level * 0.3, shear_y),
-    "TranslateX": _signed(lambda level, constants: level * constants.translate, translate_x),
-    "TranslateY": _signed(lambda level, constants: level * constants.translate, translate_y),
-    "Cutout": _Operation(
-        lambda level, constants: int(level * constants.cutout),
-        lambda images, argument, sign, centre, fill: cutout(images, argument, centre, fill),
-    ),
-    "SolarizeAdd": _unsigned(lambda level, constants: int(level * 110), solarize_add),
-}
-
-OPERATIONS = tuple(_TABLE)  # the order in which the original numbers them
-SIGNED_OPERATIONS = frozenset({"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"})
-
-
-def level_argument(operation: str, level: float, constants: Constants = Constants()) -> float | int | None:
+def level_argument(operation: str, level: float, constants: Constants = Constants()) -> float | None:
     """Strength of `operation` at `level`, in 0..10.
 
     Returns:
-      degrees (Rotate), bits kept (Posterize), threshold (Solarize), blending factor (Color, Contrast,
-      Brightness, Sharpness), slope (ShearX, ShearY), pixels (TranslateX, TranslateY), half the side in pixels
-      (Cutout), addend (SolarizeAdd), None for the others. The `SIGNED_OPERATIONS` use it with either sign.
+      degrees (Rotate), slope (ShearX, ShearY) or pixels (TranslateX, TranslateY), to be taken with either sign;
+      bits kept (Posterize), threshold (Solarize), addend (SolarizeAdd), half the side in pixels (Cutout), all
+      four integers; blending factor (Color, Contrast, Brightness, Sharpness); None for the other three.
 
     Raises:
       ValueError: no such operation or level.
     """
-    if operation not in _TABLE:
-        raise ValueError(f"no RandAugment operation {operation!r}; there are {', '.join(OPERATIONS)}")
     if not 0 <= level <= MAX_LEVEL:
         raise ValueError(f"levels of RandAugment are 0 to {MAX_LEVEL}, found {level}")
-    argument = _TABLE[operation].argument
-    return None if argument is None else argument(level / MAX_LEVEL, constants)
+    share = level / MAX_LEVEL
+    match operation:
+        case "AutoContrast" | "Equalize" | "Invert":
+            return None
+        case "Rotate":
+            return share * 30.0
+        case "ShearX" | "ShearY":
+            return share * 0.3
+        case "TranslateX" | "TranslateY":
+            return share * constants.translate
+        case "Posterize":
+            return int(share * 4)
+        case "Solarize":
+            return int(share * 256)
+        case "SolarizeAdd":
+            return int(share * 110)
+        case "Cutout":
+            return int(share * constants.cutout)
+        case "Color" | "Contrast" | "Brightness" | "Sharpness":
+            return share * 1.8 + 0.1
+    raise ValueError(f"no RandAugment operation {operation!r}; there are {', '.join(OPERATIONS)}")
+
+
+_PLAIN: dict[str, Callable[..., tf.Tensor]] = {"AutoContrast": auto_contrast, "Equalize": equalize, "Invert": invert}
+_UNSIGNED: dict[str, Callable[..., tf.Tensor]] = {
+    "Posterize": posterize,
+    "Solarize": solarize,
+    "SolarizeAdd": solarize_add,
+    "Color": color,
+    "Contrast": contrast,
+    "Brightness": brightness,
+    "Sharpness": sharpness,
+}
+_SIGNED: dict[str, Callable[..., tf.Tensor]] = {
+    "Rotate": rotate,
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "TranslateX": translate_x,
+    "TranslateY": translate_y,
+}
 
 
 def apply_operation(
@@ -270,21 +265,27 @@ def apply_operation(
 
     Args:
       images: uint8 [B, H, W, 3].
-      sign: float32 [B], +1 or -1 (`SIGNED_OPERATIONS` only).
-      centre: int32 [B, 2], row and column of the square (Cutout only).
+      sign: float32 [B], +1 or -1, of the strength of geometric operations.
+      centre: int32 [B, 2], row and column of the square that Cutout fills.
 
     Returns:
       uint8 [B, H, W, 3].
     """
-    argument = level_argument(operation, level, constants)
-    return _TABLE[operation].call(images, argument, sign, centre, constants.fill)
+    argument: Any = level_argument(operation, level, constants)
+    if operation in _PLAIN:
+        return _PLAIN[operation](images)
+    if operation in _UNSIGNED:
+        return _UNSIGNED[operation](images, argument)
+    if operation in _SIGNED:
+        return _SIGNED[operation](images, argument * sign, constants.fill)
+    return cutout(images, argument, centre, constants.fill)
 
 
 # The policy -----------------------------------------------------------------------------------------------------
 
 
 class RandAugmentDraws(NamedTuple):
-    """The random choices for a batch; of rank r: `RandAugmentDraws(*map(step_draws.mine, draws))`.
+    """The random choices for a batch.
 
     Attributes:
       operation: int32 [B, n], index into `OPERATIONS`.
@@ -295,6 +296,10 @@ class RandAugmentDraws(NamedTuple):
     operation: np.ndarray
     sign: np.ndarray
     centre: np.ndarray
+
+    def rows(self, keep: Callable[[np.ndarray], np.ndarray]) -> RandAugmentDraws:
+        """Those of some of the images: `keep` picks rows of an array (`StepDraws.mine`)."""
+        return RandAugmentDraws(*map(keep, self))
 
 
 class RandAugment:
@@ -320,6 +325,7 @@ class RandAugment:
         # One traced function for all operations and all numbers of images.
         self._function = tf.function(
             self._operate,
+            autograph=False,  # no control flow on tensors; AutoGraph cannot read `match`
             input_signature=[
                 tf.TensorSpec([], tf.int32),
                 tf.TensorSpec([None, *spec.shape], tf.uint8),
@@ -335,7 +341,7 @@ class RandAugment:
         return tf.switch_case(number, [branch(name) for name in OPERATIONS])
 
     def draw(self, generator: np.random.RandomState, count: int) -> RandAugmentDraws:
-        """Draws for `count` images; over several ranks, for the global batch.
+        """Draws for `count` images; over several ranks, for the global batch (then `RandAugmentDraws.rows`).
 
         The original also draws a probability of applying each operation, and ignores it.
         """

@@ -1,8 +1,8 @@
 """The network of DistAug: an autoregressive Transformer over the sub-pixels of an image.
 
 Child, Gray, Radford, Sutskever, "Generating Long Sequences with Sparse Transformers" (2019), section 5, with the start
-vector of Jun et al., "Distribution Augmentation for Generative Modeling" (2020), section 3: it is the sum of one learned
-row for each augmentation applied to the image.
+vector of Jun et al., "Distribution Augmentation for Generative Modeling" (2020), section 3: it is the sum of one
+learned row for each augmentation applied to the image.
 
 Letters: B batch, T = H * W * C context length, E width of the residual stream, S width of queries and keys, I width of
 the MLP, L layers, V vocabulary, K conditioning tokens of an image.
@@ -34,7 +34,7 @@ def quick_gelu(x: tf.Tensor) -> tf.Tensor:
     return x * tf.sigmoid(1.702 * x)
 
 
-def losses(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
+def token_losses(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     """Negative log-likelihood in nats of each token: [B, T, V] float32, [B, T] int32 -> [B, T] float32."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tokens, logits=tf.cast(logits, tf.float32))
 
@@ -78,40 +78,26 @@ def _normal(seed: int, name: str, shape: Sequence[int], std: float) -> tf.Tensor
 
 
 class InputEmbedding(tf.keras.layers.Layer):
-    """Tokens, coordinates and conditioning tokens to the input of the first layer.
-
-    Args: see `Transformer`.
-    """
+    """Tokens, coordinates and conditioning tokens to the input of the first layer; arguments as for `Transformer`."""
 
     def __init__(
-        self,
-        image_shape: tuple[int, int, int],
-        vocab_size: int,
-        n_embd: int,
-        conditioning_rows: Mapping[str, int],
-        lookahead: bool,
-        embd_pdrop: float,
-        pos_embd_std: float,
-        w_embd_std: float,
-        seed: int,
-    ):
+        self, image_shape: tuple[int, int, int], vocab_size: int, n_embd: int, conditioning_rows: Mapping[str, int],
+        lookahead: bool, embd_pdrop: float, pos_embd_std: float, w_embd_std: float, seed: int,
+    ):  # fmt: skip
         super().__init__(name="embedding")
         self.n_ctx, self.embd_pdrop = math.prod(image_shape), embd_pdrop
 
-        def table(name: str, rows: int, std: float) -> tf.Variable:
-            return _variable(self, name, _normal(seed, name, [rows, n_embd], std))
+        def table(name: str, shape: list[int], std: float) -> tf.Variable:
+            return _variable(self, name, _normal(seed, name, shape, std))
 
         def axis_tables(prefix: str) -> list[tf.Variable]:  # of the row, the column and the channel
             std = pos_embd_std / math.sqrt(3)
-            return [table(f"{prefix}pos_emb_{axis}", extent, std) for axis, extent in enumerate(image_shape)]
+            return [table(f"{prefix}pos_emb_{axis}", [extent, n_embd], std) for axis, extent in enumerate(image_shape)]
 
-        self.we = table("we", vocab_size, w_embd_std)
+        self.we = table("we", [vocab_size, n_embd], w_embd_std)
         self.pos_emb = axis_tables("")
-        self.sos = [table(f"sos_token/{name}", rows, w_embd_std) for name, rows in conditioning_rows.items()]
-        self.single_sos = None
-        if not conditioning_rows:
-            single = _normal(seed, "sos_token/sos", [1, 1, n_embd], w_embd_std)
-            self.single_sos = _variable(self, "sos_token/sos", single)
+        self.sos = [table(f"sos_token/{name}", [rows, n_embd], w_embd_std) for name, rows in conditioning_rows.items()]
+        self.single_sos = None if conditioning_rows else table("sos_token/sos", [1, 1, n_embd], w_embd_std)
         self.lookahead_emb = axis_tables("lookahead_embedding/") if lookahead else []
 
     def call(
@@ -152,13 +138,7 @@ class InputEmbedding(tf.keras.layers.Layer):
 
 
 class LayerNorm(tf.keras.layers.Layer):
-    """Layer normalisation (Ba, Kiros, Hinton 2016) over the last axis, with gain `g` and offset `b`.
-
-    Args:
-      features: size of the last axis.
-      epsilon: added to the biased variance.
-      path: prefix of the variables' names.
-    """
+    """Layer normalisation (Ba, Kiros, Hinton 2016) over the last axis; `epsilon` is added to the biased variance."""
 
     def __init__(self, features: int, epsilon: float, path: str):
         super().__init__(name=path.split("/")[-1])
@@ -174,15 +154,7 @@ class LayerNorm(tf.keras.layers.Layer):
 
 
 class Linear(tf.keras.layers.Layer):
-    """activation(x w + b), with bias and activation computed in float32.
-
-    Args:
-      inputs, outputs: `w` is [inputs, outputs].
-      std: of the initial `w`.
-      seed: of the initial `w`.
-      path: prefix of the variables' names.
-      activation: None for none.
-    """
+    """activation(x w + b), bias and activation in float32; `std` and `seed` are those of the initial `w`."""
 
     def __init__(self, inputs: int, outputs: int, std: float, seed: int, path: str, activation: Callable | None = None):
         super().__init__(name=path.split("/")[-1])
@@ -210,17 +182,9 @@ class Block(tf.keras.layers.Layer):
     """
 
     def __init__(
-        self,
-        index: int,
-        pattern: blocksparse.Pattern,
-        n_head: int,
-        n_embd: int,
-        qk_width: int,
-        mlp_width: int,
-        stds: Mapping[str, float],
-        resid_pdrop: float,
-        seed: int,
-    ):
+        self, index: int, pattern: blocksparse.Pattern, n_head: int, n_embd: int, qk_width: int, mlp_width: int,
+        stds: Mapping[str, float], resid_pdrop: float, seed: int,
+    ):  # fmt: skip
         super().__init__(name=f"h{index}")
         self.index, self.pattern, self.n_head, self.resid_pdrop = index, pattern, n_head, resid_pdrop
 
@@ -249,7 +213,7 @@ class Block(tf.keras.layers.Layer):
         return x + dropout(branch, self.resid_pdrop, key and key.fold("mlp"))
 
     def recomputed(self, x: tf.Tensor, key: Key | None) -> tf.Tensor:
-        """`call`, but only `x` is kept for the backward pass. Masks are a function of the key, so they come out again."""
+        """`call`, but only `x` is kept for the backward pass; the key draws the same masks again."""
         return tf.recompute_grad(lambda kept: self(kept, key=key))(x)
 
 
@@ -278,7 +242,7 @@ class Transformer(tf.keras.Model):
       n_embd, n_head, n_layer: E, number of heads, L.
       attention_layers: attention modes (see `tfgen.ops.blocksparse`), cycled over the layers.
       local_attn_ctx: stride and window of the sparse modes.
-      blocksize: side of the blocks of block-sparse attention.
+      blocksparse_op, blocksize: attention in square blocks of this side; sizes must be multiples of it.
       mlp_multiple, qk_ratio: I / E and S / E.
       conditioning_rows: rows of the table of each conditioning type ("sos_rot": 4 ...), in the order of the
         conditioning tokens; None or empty for a single start vector.
@@ -311,6 +275,7 @@ class Transformer(tf.keras.Model):
         n_layer: int = 6,
         attention_layers: Sequence[str] = ("a",),
         local_attn_ctx: int = 64,
+        blocksparse_op: bool = False,
         blocksize: int = 64,
         mlp_multiple: float = 4.0,
         qk_ratio: float = 1.0,
@@ -357,6 +322,7 @@ class Transformer(tf.keras.Model):
         for i in range(n_layer):
             mode = self.attention_layers[i % len(self.attention_layers)]
             pattern = blocksparse.Pattern(mode, self.n_ctx, local_attn_ctx, blocksize)
+            pattern.validate(block_form=blocksparse_op)
             block = Block(i, pattern, n_head, n_embd, self.qk_width, self.mlp_width, stds, resid_pdrop, seed)
             self.blocks.append(block)
         self.final_norm = LayerNorm(n_embd, 1e-6, "final_norm")  # not the epsilon of the blocks

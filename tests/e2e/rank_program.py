@@ -1,0 +1,93 @@
+"""What test_ranks.py runs on two ranks; prints one line per fact."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import tensorflow as tf
+
+from tests.e2e import runs
+from tfgen import distribute, runtime, settings
+from tfgen.data.pipeline import IndexStream
+from tfgen.randomness import StepDraws
+from tfgen.systems import load
+from tfgen.systems.base import Loss
+from tfgen.training.state import TrainState
+from tfgen.training.step import TrainStep
+
+STEPS = 50
+
+
+def build(batch_size: int, ranks: int):
+    parsed = settings.parse([*runs.TINY, f"--n_batch={batch_size}", "--logits_w=0.125"])
+    system_class = load(parsed.system)
+    splits = system_class.open_data(parsed.config, parsed.run.data_dir)
+    system = system_class(parsed.config, splits.spec)
+    recipe = system.recipe(splits.train.epoch_size, ranks)
+    return splits, system, recipe, TrainState(system, recipe)
+
+
+def batch_of(splits, system, recipe, step: int, rank: int, ranks: int):
+    stream = IndexStream(splits.train, recipe.batch_size, ranks, recipe.seed)
+    draws = StepDraws(recipe.seed, step, rank, ranks, recipe.batch_size)
+    prepared = system.prepare(splits.train.read(stream.indices(step, rank)), draws)
+    return {name: tf.convert_to_tensor(value) for name, value in prepared.items()}
+
+
+def gradients(step_function, state, batch):
+    one = tf.constant(1.0)
+    return step_function._loss_and_gradients(batch, step_function._key.fold(state.step), one)[1]
+
+
+def digest(variables) -> str:
+    return hashlib.sha256(b"".join(variable.numpy().tobytes() for variable in variables)).hexdigest()
+
+
+def main() -> None:
+    runtime.configure(deterministic=True)
+    ranks = distribute.connect()
+    assert ranks.size == 2
+    requests = np.zeros(2, np.float32)
+
+    # Each rank with a batch of 8, and the same process alone with 16.
+    splits, system, recipe, state = build(8, ranks.size)
+    step_function = TrainStep(system, recipe, state, ranks)
+    ranks.broadcast(state.variables)
+    own = gradients(step_function, state, batch_of(splits, system, recipe, 0, ranks.rank, ranks.size))
+    averaged = tf.function(lambda: ranks.average_gradients(own, recipe.wire_dtype, recipe.gradient_groups))()
+
+    big_splits, big_system, big_recipe, big_state = build(16, 1)
+    big_step = TrainStep(big_system, big_recipe, big_state, distribute.Ranks())
+    reference = gradients(big_step, big_state, batch_of(big_splits, big_system, big_recipe, 0, 0, 1))
+    difference = max(float(tf.reduce_max(tf.abs(a - b))) for a, b in zip(averaged, reference, strict=True))
+    largest = max(float(tf.reduce_max(tf.abs(b))) for b in reference)
+    if ranks.is_first:
+        print(f"largest gradient difference and gradient: {difference:.3g} {largest:.3g}", flush=True)
+
+    for step in range(STEPS):
+        step_function(batch_of(splits, system, recipe, step, ranks.rank, ranks.size), requests)
+    print(f"rank {ranks.rank}: weights after {STEPS} steps {digest(state.variables)}", flush=True)
+
+    # A loss that is not a number on rank 1 only. A new step function, since the old one is traced already.
+    healthy = system.loss
+
+    def sick(batch, key, training):
+        loss = healthy(batch, key, training)
+        factor = float("nan") if ranks.rank == 1 else 1.0
+        return Loss(loss.objective * factor, loss.metrics)
+
+    system.loss = sick
+    kept = [*system.network.variables, *state.optimizer.variables, *state.averages[0].variables]
+    before = digest(kept)
+    outputs = TrainStep(system, recipe, state, ranks)(
+        batch_of(splits, system, recipe, STEPS, ranks.rank, ranks.size), requests
+    )
+    print(
+        f"rank {ranks.rank} after a NaN on rank 1: skipped {int(outputs['skipped'])}, unchanged {digest(kept) == before}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Two Horovod ranks equal one process with twice the batch; a signal or a death on one rank ends all of them well."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import runs
+
+HOROVODRUN = Path(sys.executable).with_name("horovodrun")
+
+
+def horovodrun(ranks: int, *arguments: object, **options) -> subprocess.Popen:
+    assert HOROVODRUN.exists(), "Horovod is not installed in this environment: `make horovod`"
+    path = f"{HOROVODRUN.parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        [str(HOROVODRUN), "-np", str(ranks), *map(str, arguments)],
+        env=runs.environment(PATH=path),
+        cwd=runs.PROJECT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 300) -> str:
+    output, _ = process.communicate(timeout=timeout)
+    return output
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    """The report of tests/e2e/rank_program.py on two ranks."""
+    process = horovodrun(2, sys.executable, "-m", "tests.e2e.rank_program")
+    output = finish(process)
+    assert process.returncode == 0, output[-6000:]
+    return output
+
+
+def test_gradients_equal_one_rank_at_twice_the_batch(comparison):
+    (line,) = [line for line in comparison.splitlines() if "largest gradient difference" in line]
+    difference, largest = (float(word) for word in line.split()[-2:])
+    assert largest > 1e-3, "the gradients are too small to compare"
+    assert difference <= 1e-6, line
+
+
+def test_weights_are_bit_equal_after_fifty_steps(comparison):
+    digests = {line.split()[-1] for line in comparison.splitlines() if "weights after 50 steps" in line}
+    assert len([line for line in comparison.splitlines() if "weights after 50 steps" in line]) == 2
+    assert len(digests) == 1, comparison
+
+
+def test_a_step_that_is_bad_on_one_rank_is_skipped_on_both(comparison):
+    lines = [line for line in comparison.splitlines() if "after a NaN on rank 1" in line]
+    assert len(lines) == 2
+    assert all("skipped 1, unchanged True" in line for line in lines), lines
+
+
+def test_the_users_sentence_and_resume(tmp_path):
+    """`horovodrun -np 2 python -m tfgen.train --hps=...`: trains, saves once, resumes to the same bits."""
+    flags = (*runs.TINY, "--eval_every=0", "--sample_every=0", "--save_every=10")
+    program = (sys.executable, "-m", "tfgen.train", *flags)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder, steps in ((whole, 30), (parts, 20), (parts, 30)):
+        process = horovodrun(2, *program, f"--steps={steps}", f"--run={folder}", "--allow_changed_settings")
+        output = finish(process)
+        assert process.returncode == 0, output[-6000:]
+    assert output.count("resuming after step 20") == 1, "printed by the first rank only"
+    runs.assert_same_state(runs.saved_state(parts), runs.saved_state(whole))
+
+
+def test_sigterm_on_one_rank_saves_on_all_at_one_step(tmp_path):
+    folder = tmp_path / "run"
+    flags = (*runs.TINY, "--steps=100000", "--save_every=100000", "--eval_every=0", f"--run={folder}")
+    process = horovodrun(2, sys.executable, "-m", "tfgen.train", *flags)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 5:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(rank_pids(folder)[1], signal.SIGTERM)
+        output = finish(process, timeout=120)
+    finally:
+        process.kill()
+    assert len(runs.saved_steps(folder)) == 1
+    assert f"interrupted at step {runs.saved_steps(folder)[0]:,}" in output
+
+
+def test_a_killed_rank_ends_the_others(tmp_path):
+    folder = tmp_path / "run"
+    flags = (*runs.TINY, "--steps=100000", "--save_every=20", "--eval_every=0", f"--run={folder}")
+    process = horovodrun(2, sys.executable, "-m", "tfgen.train", *flags)
+    try:
+        deadline = time.monotonic() + 120
+        while len(runs.saved_steps(folder)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(rank_pids(folder)[1], signal.SIGKILL)
+        output = finish(process, timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "exit with status code" in output or "Terminating" in output, output[-3000:]
+    assert not [pid for pid in rank_pids(folder).values() if alive(pid)]
+
+
+def rank_pids(folder: Path) -> dict[int, int]:
+    """Process of each rank that trains in `folder`."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().decode().split("\0")
+            environment = dict(
+                item.split("=", 1) for item in (entry / "environ").read_bytes().decode().split("\0") if "=" in item
+            )
+        except (OSError, UnicodeDecodeError):
+            continue
+        # The launcher's shell has the same words in one argument; the program itself has the flag as an argument.
+        if f"--run={folder}" in command and "tfgen.train" in command and "HOROVOD_RANK" in environment:
+            found[int(environment["HOROVOD_RANK"])] = int(entry.name)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_without_horovod_the_launcher_is_answered_clearly(tmp_path):
+    blocked = tmp_path / "horovod"
+    blocked.mkdir()
+    (blocked / "__init__.py").write_text("raise ImportError('not here')")
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{runs.PROJECT}", "HOROVOD_SIZE": "2", "HOROVOD_RANK": "0"}
+    output = runs.run("train", *runs.TINY, f"--run={tmp_path / 'run'}", expect=1, **environment)
+    assert "launched as one of 2 ranks, but Horovod cannot be imported" in output
+    assert "make horovod" in output
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)

@@ -1,0 +1,240 @@
+"""Image files of a folder or a zip archive as a data set."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, Literal, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from tfgen.data.errors import DataError, RejectedImagesError, UnreadableFileError
+from tfgen.data.image_codec import SUFFIXES, Header, UnusableImageError, decode, inspect
+from tfgen.data.image_files import FolderFiles, ImageFiles, ZipFiles
+from tfgen.data.source import ImageSpec, Source
+
+LabelRule = Literal["auto", "folder", "prefix", "none"]
+Result = TypeVar("Result")
+
+LARGEST_REJECTED_SHARE = 0.01
+RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before each further attempt at a file that the system would not give
+_SHOWN = 10  # names in a message about many files
+
+_log = logging.getLogger(__name__)
+
+
+def open_files(path: str | os.PathLike) -> ImageFiles:
+    """The files of a zip archive (a name ending in .zip) or of a folder."""
+    return ZipFiles(path) if os.fspath(path).lower().endswith(".zip") else FolderFiles(path)
+
+
+class ImageFolder(Source):
+    """Images in files, all of one size, in the order of their names.
+
+    Opening reads the header of every file. Files that cannot be used (empty, truncated, not an image, 16-bit, CMYK,
+    with transparency, too large) are logged once each with the reason, kept in `rejects` and left out. A file whose
+    damage shows only when it is decoded is logged and kept in `rejects` as well, and the next good file stands in for
+    it, so that the number of images and the order of training do not depend on when the damage was found.
+
+    Where any image has colours, grey ones are read as RGB.
+
+    Args:
+      files: a folder's or an archive's.
+      under: only files below this sub-folder; "" for all. Names and labels are then relative to it.
+      labels: "folder": the first sub-folder of each file names its class. "prefix": the part of the file name before
+        the first underscore does. "none": no labels. "auto": "folder" if every file lies in one of at least two
+        sub-folders; else "prefix" if every file name has an underscore and there are at least two prefixes, which on
+        average name at least two files each; else "none". Classes are numbered in the order of their names.
+      class_names: the classes, where they are known (a validation set must number them as the training set does).
+
+    Attributes:
+      rejects: reason by file name.
+      class_names: names of the classes, or None.
+
+    Raises:
+      DataError: no files, images of several sizes, or files without the class name that `labels` asks for.
+      RejectedImagesError: more than 1 % of the files cannot be used.
+      UnreadableFileError: the operating system refuses a file, several times.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        under: str = "",
+        labels: LabelRule = "auto",
+        class_names: Sequence[str] | None = None,
+    ):
+        self._files, self._prefix = files, f"{under}/" if under else ""
+        self.name = os.path.join(files.title, under) if under else files.title
+        candidates = [name for name in files.names if name.startswith(self._prefix)]
+        if not candidates:
+            raise DataError(f"{self.name} is empty: looked for {', '.join(SUFFIXES)} files, sub-folders included")
+        self.rejects: dict[str, str] = {}
+        self._lock = threading.Lock()  # guards `rejects` once images are read
+        self._candidate_count = len(candidates)
+
+        headers = self._inspect_all(candidates)
+        self._names = list(headers)
+        self._header = self._common_header(headers)
+        class_of = self._class_of(labels)
+        if class_of is None:
+            self.class_names: tuple[str, ...] | None = None
+            self._labels: np.ndarray | None = None
+        else:
+            found = [class_of(self._relative(name)) for name in self._names]
+            self.class_names = tuple(sorted(set(found)) if class_names is None else class_names)
+            numbers = {name: number for number, name in enumerate(self.class_names)}
+            unknown = sorted(set(found) - set(numbers))
+            if unknown:
+                raise DataError(f"{self.name} has classes {unknown[:_SHOWN]} that the training set does not have")
+            self._labels = np.array([numbers[name] for name in found], np.int32)
+        header = self._header
+        classes = None if self.class_names is None else len(self.class_names)
+        self.spec = ImageSpec(header.height, header.width, header.channels, classes)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        decoded = list(reading_threads().map(self._image, np.asarray(indices).tolist()))
+        batch = {"image": np.stack([pixels for pixels, _ in decoded])}  # uint8 [n, H, W, C]
+        if self._labels is not None:
+            batch["label"] = self._labels[[index for _, index in decoded]]
+        return batch
+
+    def _image(self, index: int) -> tuple[np.ndarray, int]:
+        """The pixels of image `index` or, if it is damaged, of the next good one; and the index used."""
+        for candidate in range(index, index + len(self._names)):
+            candidate %= len(self._names)
+            name = self._names[candidate]
+            if name in self.rejects:
+                continue
+            try:
+                return attempt(lambda stream: decode(stream, self._header), self._files, name), candidate
+            except UnusableImageError as error:
+                with self._lock:
+                    self._reject(name, str(error))
+                    self._check_rejects()
+        raise RejectedImagesError(f"{self.name}: no image is left that can be decoded")
+
+    def _inspect_all(self, names: list[str]) -> dict[str, Header]:
+        """Headers of the usable files, by name and in the order of names."""
+
+        def examine(name: str) -> Header | UnusableImageError:
+            if not name.lower().endswith(SUFFIXES):
+                return UnusableImageError(f"not an image by its name; expected {', '.join(SUFFIXES)}")
+            try:
+                return attempt(inspect, self._files, name)
+            except UnusableImageError as error:
+                return error
+
+        with warnings.catch_warnings():
+            # Pillow warns of sizes that `inspect` rejects. Set around all threads: filters belong to the process.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            found = dict(zip(names, reading_threads().map(examine, names), strict=True))
+        for name, result in found.items():
+            if isinstance(result, UnusableImageError):
+                self._reject(name, str(result))
+        self._check_rejects()
+        return {name: result for name, result in found.items() if isinstance(result, Header)}
+
+    def _reject(self, name: str, reason: str) -> None:
+        if name not in self.rejects:
+            self.rejects[name] = reason
+            _log.warning("%s: %s is left out: %s", self.name, name, reason)
+
+    def _check_rejects(self) -> None:
+        count = len(self.rejects)
+        if count <= LARGEST_REJECTED_SHARE * self._candidate_count:
+            return
+        listed = "\n".join(f"  {name}: {reason}" for name, reason in list(self.rejects.items())[:_SHOWN])
+        more = f"\n  and {count - _SHOWN} more" if count > _SHOWN else ""
+        raise RejectedImagesError(
+            f"{count} of the {self._candidate_count} files of {self.name} cannot be used "
+            f"({100 * count / self._candidate_count:.1f} %, at most {100 * LARGEST_REJECTED_SHARE:g} % may be left out):"
+            f"\n{listed}{more}\nConvert these files to 8-bit grey or RGB {', '.join(SUFFIXES)} images, or move them away."
+        )
+
+    def _common_header(self, headers: dict[str, Header]) -> Header:
+        sizes = collections.Counter((header.height, header.width) for header in headers.values())
+        if len(sizes) > 1:
+            listed = ", ".join(f"{height}x{width} ({count})" for (height, width), count in sizes.most_common(_SHOWN))
+            example = next(
+                name for name, header in headers.items() if (header.height, header.width) == min(sizes, key=sizes.get)
+            )
+            raise DataError(
+                f"the images of {self.name} have {len(sizes)} different sizes (height x width, count): {listed}; for "
+                f"example {example}. Resize them to one size first"
+            )
+        (height, width), channels = next(iter(sizes)), max(header.channels for header in headers.values())
+        return Header(height, width, channels)
+
+    def _relative(self, name: str) -> str:
+        return name.removeprefix(self._prefix)
+
+    def _class_of(self, rule: LabelRule) -> Callable[[str], str] | None:
+        """The function from a relative name to the name of its class, or None for no labels."""
+        rules: dict[str, Callable[[str], str]] = {"folder": folder_class, "prefix": prefix_class}
+        names = [self._relative(name) for name in self._names]
+        if rule == "none":
+            return None
+        if rule in rules:
+            unnamed = [name for name in names if not rules[rule](name)]
+            if unnamed:
+                raise DataError(f"{self.name}: labels={rule!r}, but {len(unnamed)} file(s) such as {unnamed[0]} have none")
+            return rules[rule]
+        if rule != "auto":
+            raise DataError(f"expected labels 'auto', 'folder', 'prefix' or 'none', found {rule!r}")
+        for candidate, least_per_class in ((folder_class, 1), (prefix_class, 2)):
+            classes = [candidate(name) for name in names]
+            if all(classes) and 2 <= len(set(classes)) <= len(names) / least_per_class:
+                return candidate
+        return None
+
+
+def folder_class(name: str) -> str:
+    """The first sub-folder of a relative path, or "": "cat/1/a.png" -> "cat"."""
+    folder, slash, _ = name.partition("/")
+    return folder if slash else ""
+
+
+def prefix_class(name: str) -> str:
+    """What precedes the first underscore of a file name, or "": "x/cat_17_b.png" -> "cat"."""
+    prefix, underscore, _ = name.rpartition("/")[2].partition("_")
+    return prefix if underscore else ""
+
+
+def attempt(function: Callable[[BinaryIO], Result], files: ImageFiles, name: str) -> Result:
+    """`function` of the opened file, tried again after `RETRY_DELAYS` when the operating system refuses.
+
+    Raises:
+      UnreadableFileError: it refused each time.
+      UnusableImageError: the contents are damaged (not tried again).
+    """
+    for delay in (*RETRY_DELAYS, None):
+        try:
+            with files.open(name) as stream:
+                return function(stream)
+        except OSError as error:
+            if delay is None:
+                raise UnreadableFileError(
+                    f"cannot read {name} of {files.title} after {len(RETRY_DELAYS) + 1} attempts: {error}. "
+                    "Check that the disk is mounted and the file readable, then start the same command again"
+                ) from error
+            _log.info("reading %s of %s failed (%s); trying again", name, files.title, error)
+            time.sleep(delay)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+@functools.cache
+def reading_threads() -> concurrent.futures.ThreadPoolExecutor:
+    """Threads shared by all sources; decoding and reading release the interpreter's lock."""
+    return concurrent.futures.ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="read")
