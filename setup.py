@@ -25,13 +25,23 @@ INSTALL_REQUIRES = [
     "tensorflow-addons==0.23.0",
     "tensorflow-datasets>=4.9.4,<4.10",
     "tensorflow-metadata>=1.17,<1.18",  # 1.18 needs a newer protobuf than TensorFlow 2.15 allows
+    "tqdm",
 ]
 
 EXTRAS_REQUIRE = {
     "cpu": ["tensorflow-cpu>=2.15,<2.16"],
     "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
     "horovod": ["horovod==0.28.1"],  # compiles against the installed TensorFlow: see README.md
-    "dev": ["mypy", "pytest", "ruff", "wheel", "cloudpickle", "packaging", "psutil", "pyyaml"],  # the last four: Horovod's
+    "dev": [
+        "mypy",
+        "pytest",
+        "ruff",
+        "wheel",
+        "cloudpickle",
+        "packaging",
+        "psutil",
+        "pyyaml",
+    ],  # the last four: Horovod's
 }
 
 setup(

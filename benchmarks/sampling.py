@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     previous, uncached_tokens, timings = prefix[:, -1], [], []
     for t in range(first, first + options.steps):
         begin = time.perf_counter()
-        previous, inputs = step(tf.constant(t), key.seed, key.first_sample, conditioning, tf.constant(1.0), previous, inputs)
+        previous, inputs = step(
+            tf.constant(t), key.seed, key.first_sample, conditioning, tf.constant(1.0), previous, inputs
+        )
         uncached_tokens.append(previous.numpy())
         timings.append(time.perf_counter() - begin)
     uncached_seconds = statistics.median(timings[1:])  # the first call compiles

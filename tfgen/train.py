@@ -41,7 +41,9 @@ def run(settings: Settings) -> int:
     ranks.agree((splits.spec, len(splits.train), settings.to_flagfile()), "the data set or the settings")
     system = system_class(settings.config, splits.spec)
     recipe = system.recipe(splits.train.epoch_size, ranks.size)
-    overrides = {name: getattr(settings.run, name) for name in ("steps", "log_every", "eval_every", "save_every", "sample_every")}
+    overrides = {
+        name: getattr(settings.run, name) for name in ("steps", "log_every", "eval_every", "save_every", "sample_every")
+    }
     recipe = dataclasses.replace(recipe, **{name: value for name, value in overrides.items() if value is not None})
 
     if settings.run.print_params and ranks.is_first:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfgen.data.source import ImageSpec, Source
-from tfgen.likelihood.histogram import SMOOTHING, PixelHistogram
+from tfgen.likelihood.histogram import SMOOTHING, PixelHistogram, baseline_bits_per_dim
 
 
 def noise(count: int, seed: int, high: int = 256) -> np.ndarray:
@@ -69,6 +69,13 @@ def test_every_way_to_hand_over_images_counts_the_same():
     assert PixelHistogram().fit(iter(batches)).evaluate([test]) == expected
     assert PixelHistogram().fit({"image": batch} for batch in batches).evaluate(Stored(test)) == expected
     assert PixelHistogram().fit(Stored(train)).evaluate(test) == expected
+
+
+@pytest.mark.parametrize(("limit", "count"), [(None, 100), (30, 30), (100, 100), (500, 100)])
+def test_the_baseline_scores_the_first_images(limit, count):
+    train, test = noise(500, 0, 9), noise(100, 1, 9)
+    expected = PixelHistogram().fit(train).bits_per_dim(test[:count])
+    assert baseline_bits_per_dim(Stored(train), Stored(test), limit) == expected
 
 
 def test_fitting_again_forgets():

@@ -86,6 +86,18 @@ def test_a_resume_replaces_what_the_killed_process_wrote(tmp_path, reader, resum
     assert points(tmp_path, "valid/bits_per_dim", reader) == expected[::3]
 
 
+def test_steps_may_go_back_within_a_file(tmp_path):
+    for _ in range(2):  # the second process resumes after step 0, which the first one evaluated before it trained
+        summaries = RunSummaries(tmp_path, 1)
+        summaries.settings({"width": 8})
+        if not any(tag.startswith("valid") for tag in EventAccumulator(str(tmp_path)).Reload().Tags()["tensors"]):
+            summaries.scalars({"valid/bits_per_dim": 8.0}, 0)
+        summaries.scalars({"train/loss": 1.0}, 1)
+    assert points(tmp_path, "valid/bits_per_dim") == [(0, 8.0)]
+    assert points(tmp_path, "train/loss") == [(1, 1.0)]
+    assert [step for step, _ in points(tmp_path, "settings")] == [1]
+
+
 def test_twelve_restarts_within_a_second(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard.time, "time", lambda: 1e9)
     for restart in range(12):

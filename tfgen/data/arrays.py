@@ -96,9 +96,9 @@ def open_array(
     if not path.is_file():
         raise DataError(f"no file {path}")
     labels = None
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         images = _map_npy(path)
-    elif path.suffix == ".npz":
+    elif path.suffix.lower() == ".npz":
         images, labels = _load_npz(path, largest_load)
     else:
         raise DataError(f"{path}: expected a name that ends in .npy or .npz")
@@ -211,14 +211,18 @@ def _load_npz(path: pathlib.Path, largest_load: int) -> tuple[np.ndarray, np.nda
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if len(members) > _LARGEST_MEMBER_COUNT:
-                raise DataError(f"{path.name} has {len(members)} members; more than {_LARGEST_MEMBER_COUNT} are refused")
+                raise DataError(
+                    f"{path.name} has {len(members)} members; more than {_LARGEST_MEMBER_COUNT} are refused"
+                )
             headers = {}
             for member in members:
                 label = f"{path.name}[{member.filename!r}]"
                 with archive.open(member) as stream:
                     headers[member.filename.removesuffix(".npy")] = header = _read_header(stream, label)
                 if not header.dtype.hasobject and header.total_bytes != member.file_size:
-                    raise DataError(f"{label} is damaged: {header.total_bytes} bytes declared, {member.file_size} stored")
+                    raise DataError(
+                        f"{label} is damaged: {header.total_bytes} bytes declared, {member.file_size} stored"
+                    )
         key = _image_key(headers, path.name)
         label_key = _label_key(headers, headers[key].shape[0])
         chosen = [key] if label_key is None else [key, label_key]

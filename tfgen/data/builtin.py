@@ -74,13 +74,13 @@ class CropSource(Source):
     def __init__(self, photographs: np.ndarray, origins: np.ndarray, name: str, size: int = PHOTOS_SPEC.height):
         self.name, self.origins = name, origins
         self.spec = ImageSpec(size, size, photographs.shape[-1])
-        # A view, not a copy: [P, H - size + 1, W - size + 1, C, size, size].
-        self._windows = np.lib.stride_tricks.sliding_window_view(photographs, (size, size), axis=(1, 2))
+        # A view, not a copy: [P, H - size + 1, W - size + 1, 1, 1, size, size, C].
+        window = (1, size, size, photographs.shape[-1])
+        self._windows = np.lib.stride_tricks.sliding_window_view(photographs, window)
 
     def __len__(self) -> int:
         return len(self.origins)
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         photograph, row, column = self.origins[indices].T
-        crops = self._windows[photograph, row, column]  # [n, C, size, size]
-        return {"image": np.ascontiguousarray(crops.transpose(0, 2, 3, 1))}
+        return {"image": self._windows[photograph, row, column].reshape(-1, *self.spec.shape)}  # [n, size, size, C]

@@ -83,8 +83,7 @@ def _image_splits(files: ImageFiles) -> Splits:
         folder = next((choice for choice in choices if choice in folders), None)
         if folder is None:
             return None
-        labels = "none" if train.class_names is None else train.label_rule
-        source = ImageFolder(files, folder, labels, train.class_names)
+        source = ImageFolder(files, folder, train.label_rule, train.class_names)
         if source.spec != train.spec:
             raise DataError(f"{source.name} has images of {source.spec}, {train.name} of {train.spec}")
         return source

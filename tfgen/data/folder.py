@@ -57,6 +57,7 @@ class ImageFolder(Source):
 
     Attributes:
       rejects: reason by file name.
+      label_rule: "folder", "prefix" or "none": what "auto" came to.
       class_names: names of the classes, or None.
 
     Raises:
@@ -84,12 +85,11 @@ class ImageFolder(Source):
         headers = self._inspect_all(candidates)
         self._names = list(headers)
         self._header = self._common_header(headers)
-        class_of = self._class_of(labels)
-        if class_of is None:
-            self.class_names: tuple[str, ...] | None = None
-            self._labels: np.ndarray | None = None
-        else:
-            found = [class_of(self._relative(name)) for name in self._names]
+        self.label_rule = self._resolved(labels)
+        self.class_names: tuple[str, ...] | None = None
+        self._labels: np.ndarray | None = None
+        if self.label_rule != "none":
+            found = [_CLASS_OF[self.label_rule](self._relative(name)) for name in self._names]
             self.class_names = tuple(sorted(set(found)) if class_names is None else class_names)
             numbers = {name: number for number, name in enumerate(self.class_names)}
             unknown = sorted(set(found) - set(numbers))
@@ -159,17 +159,17 @@ class ImageFolder(Source):
         more = f"\n  and {count - _SHOWN} more" if count > _SHOWN else ""
         raise RejectedImagesError(
             f"{count} of the {self._candidate_count} files of {self.name} cannot be used "
-            f"({100 * count / self._candidate_count:.1f} %, at most {100 * LARGEST_REJECTED_SHARE:g} % may be left out):"
-            f"\n{listed}{more}\nConvert these files to 8-bit grey or RGB {', '.join(SUFFIXES)} images, or move them away."
+            f"({100 * count / self._candidate_count:.1f} %; at most {100 * LARGEST_REJECTED_SHARE:g} % may be left out)"
+            f":\n{listed}{more}\n"
+            f"Convert these files to 8-bit grey or RGB images ({', '.join(SUFFIXES)}), or move them away."
         )
 
     def _common_header(self, headers: dict[str, Header]) -> Header:
         sizes = collections.Counter((header.height, header.width) for header in headers.values())
         if len(sizes) > 1:
             listed = ", ".join(f"{height}x{width} ({count})" for (height, width), count in sizes.most_common(_SHOWN))
-            example = next(
-                name for name, header in headers.items() if (header.height, header.width) == min(sizes, key=sizes.get)
-            )
+            rarest = sizes.most_common()[-1][0]
+            example = next(name for name, header in headers.items() if (header.height, header.width) == rarest)
             raise DataError(
                 f"the images of {self.name} have {len(sizes)} different sizes (height x width, count): {listed}; for "
                 f"example {example}. Resize them to one size first"
@@ -180,24 +180,24 @@ class ImageFolder(Source):
     def _relative(self, name: str) -> str:
         return name.removeprefix(self._prefix)
 
-    def _class_of(self, rule: LabelRule) -> Callable[[str], str] | None:
-        """The function from a relative name to the name of its class, or None for no labels."""
-        rules: dict[str, Callable[[str], str]] = {"folder": folder_class, "prefix": prefix_class}
+    def _resolved(self, rule: LabelRule) -> LabelRule:
+        """`rule`, with "auto" decided and the others checked."""
         names = [self._relative(name) for name in self._names]
-        if rule == "none":
-            return None
-        if rule in rules:
-            unnamed = [name for name in names if not rules[rule](name)]
+        if rule in _CLASS_OF:
+            unnamed = [name for name in names if not _CLASS_OF[rule](name)]
             if unnamed:
-                raise DataError(f"{self.name}: labels={rule!r}, but {len(unnamed)} file(s) such as {unnamed[0]} have none")
-            return rules[rule]
-        if rule != "auto":
+                raise DataError(
+                    f"{self.name}: labels={rule!r}, but {len(unnamed)} file(s) such as {unnamed[0]} have none"
+                )
+        elif rule == "auto":
+            for candidate, least_per_class in _AUTO_RULES:
+                classes = [_CLASS_OF[candidate](name) for name in names]
+                if all(classes) and 2 <= len(set(classes)) <= len(names) / least_per_class:
+                    return candidate
+            return "none"
+        elif rule != "none":
             raise DataError(f"expected labels 'auto', 'folder', 'prefix' or 'none', found {rule!r}")
-        for candidate, least_per_class in ((folder_class, 1), (prefix_class, 2)):
-            classes = [candidate(name) for name in names]
-            if all(classes) and 2 <= len(set(classes)) <= len(names) / least_per_class:
-                return candidate
-        return None
+        return rule
 
 
 def folder_class(name: str) -> str:
@@ -210,6 +210,10 @@ def prefix_class(name: str) -> str:
     """What precedes the first underscore of a file name, or "": "x/cat_17_b.png" -> "cat"."""
     prefix, underscore, _ = name.rpartition("/")[2].partition("_")
     return prefix if underscore else ""
+
+
+_CLASS_OF: dict[str, Callable[[str], str]] = {"folder": folder_class, "prefix": prefix_class}
+_AUTO_RULES: tuple[tuple[LabelRule, int], ...] = (("folder", 1), ("prefix", 2))  # and files per class, on average
 
 
 def attempt(function: Callable[[BinaryIO], Result], files: ImageFiles, name: str) -> Result:

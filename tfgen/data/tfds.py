@@ -104,14 +104,19 @@ def prepared_builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds  # here: it takes seconds, and most runs do without
 
     folder = pathlib.Path(data_dir) / "tfds"
+
+    def create() -> Any:
+        return tfds.builder(name, data_dir=str(folder), file_format="array_record")
+
     try:
-        builder = tfds.builder(name, data_dir=str(folder), file_format="array_record")
+        builder = create()
     except tfds.core.DatasetNotFoundError as error:
         raise UnknownDatasetError(f"no data set named {name!r}{suggestion(name, known_names())}") from error
     except (ValueError, ImportError, OSError) as error:
         raise _cannot_open(name, folder, error) from error
     if not builder.is_prepared():
         _prepare(builder, name, folder)
+        builder = create()  # if another rank prepared it, the first builder does not know the splits
     return builder
 
 
@@ -165,7 +170,7 @@ def _cannot_open(name: str, folder: pathlib.Path, error: Exception) -> DataError
     return DataError(
         f"cannot prepare the TFDS data set {name!r}: {reason}\n"
         "Without a network, prepare it on another machine with\n"
-        f"  python -c \"import tensorflow_datasets as t; "
+        f'  python -c "import tensorflow_datasets as t; '
         f"t.builder('{name}', data_dir='tfds', file_format='array_record').download_and_prepare()\"\n"
         f"and copy its folder tfds/{name.partition(':')[0].partition('/')[0]} into {folder}. "
         f"Files that a data set wants fetched by hand go to {folder / 'downloads' / 'manual'}."

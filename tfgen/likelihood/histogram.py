@@ -83,6 +83,17 @@ class PixelHistogram:
         return self.evaluate(images).bits_per_dim
 
 
+def baseline_bits_per_dim(train: Source, evaluated: Source, limit: int | None = None) -> float:
+    """Bits per dimension of `evaluated` under the histogram of `train`.
+
+    Args:
+      limit: score this many images at most, the first ones: those that `tfgen.evaluation.evaluate` takes.
+    """
+    if limit is not None and limit < len(evaluated):
+        evaluated = Subset(evaluated, np.arange(limit), evaluated.name)
+    return PixelHistogram().fit(train).bits_per_dim(evaluated)
+
+
 def _log_probabilities(counts: np.ndarray, smoothing: float) -> np.ndarray:
     """ln p of each level: float64 [H, W, C, 256]."""
     smoothed = counts + smoothing
@@ -101,7 +112,7 @@ def _count(images: Images) -> np.ndarray:
             counts = np.zeros(math.prod(shape) * LEVELS, np.int64)
         if batch.shape[1:] != shape:
             raise ValueError(f"expected images of one size, found {list(shape)} and then {list(batch.shape[1:])}")
-        flat = batch.reshape(len(batch), -1)  # [N, D]
+        flat = batch.reshape(len(batch), math.prod(shape))  # [N, D]
         cells = np.arange(flat.shape[1]) * LEVELS + flat  # [N, D], position and level as one index
         counts += np.bincount(cells.ravel(), minlength=counts.size)
     if shape is None or not counts.any():

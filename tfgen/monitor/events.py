@@ -38,9 +38,9 @@ def file_start(first_step: int) -> bytes:
     return _record(file_version="brain.Event:2") + _record(step=first_step, session_log=session)
 
 
-def length_before(contents: bytes, step: int) -> int:
-    """Bytes of an event file up to its first summary at `step` or later, or to a record that is cut short."""
-    at = 0
+def before(contents: bytes, step: int) -> bytes:
+    """An event file without its summaries at `step` or later, and up to a record that is cut short or damaged."""
+    kept, at = [], 0
     while at + _HEADER_BYTES <= len(contents):
         (size,) = struct.unpack_from("<Q", contents, at)
         end = at + _HEADER_BYTES + size + _FOOTER_BYTES
@@ -50,10 +50,10 @@ def length_before(contents: bytes, step: int) -> int:
             event = event_pb2.Event.FromString(contents[at + _HEADER_BYTES : end - _FOOTER_BYTES])
         except DecodeError:
             break
-        if event.HasField("summary") and event.step >= step:
-            break
+        if not event.HasField("summary") or event.step < step:
+            kept.append(contents[at:end])
         at = end
-    return at
+    return b"".join(kept)
 
 
 def scalars(values: Mapping[str, float], step: int) -> bytes:

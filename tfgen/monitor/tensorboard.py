@@ -38,7 +38,7 @@ class RunSummaries:
     """Writes one event file per process into the run folder.
 
     Each record is on its way to the disk when the call returns. What an earlier, killed process recorded
-    at `first_step` or later is cut from its file. A TensorBoard that is open on the folder and has read it
+    at `first_step` or later is removed from its file. A TensorBoard that is open on the folder and has read it
     already forgets it too: its Python loader because of the session start written here, its faster data
     server as soon as this process records the same curve at the same step.
 
@@ -64,7 +64,7 @@ class RunSummaries:
         faults = DiskFaults("TensorBoard records")
         for path in folder.glob("events.out.tfevents.*"):
             with faults.tolerated(path):
-                self._cut(path)
+                self._remove_later(path)
         self._file = AppendFile(folder / _next_file_name(folder), faults)
         self._start()
 
@@ -95,12 +95,18 @@ class RunSummaries:
         if self._enabled:
             self._file.close()
 
-    def _cut(self, path: pathlib.Path) -> None:
-        # Steps never go back within a file, so what has to go is its end: no copy, no room needed.
+    def _remove_later(self, path: pathlib.Path) -> None:
         contents = path.read_bytes()
-        length = self._events.length_before(contents, self._first_step)
-        if length < len(contents):
-            os.truncate(path, length)
+        kept = self._events.before(contents, self._first_step)
+        if len(kept) == len(contents):
+            return
+        # Not `atomic_path`: TensorBoard would read its temporary file, whose name has that of an event file in it.
+        temporary = path.with_name(".earlier.partial")
+        try:
+            temporary.write_bytes(kept)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def _append(self, record: bytes) -> None:
         if self._started or self._start():

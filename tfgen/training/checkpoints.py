@@ -216,4 +216,3 @@ class Checkpoints:
 
     def _existing_parent(self) -> pathlib.Path:
         return next(parent for parent in (self.folder, *self.folder.absolute().parents) if parent.exists())
-

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import tensorflow as tf
 
 from tfgen.training.targets import Targets
@@ -62,7 +61,7 @@ class Ema(tf.Module):
         """Moves every average towards its variable. Call it after each optimizer update (eagerly or traced)."""
         if self._swapped:
             raise ValueError("update() inside swapped_in(): leave the block first")
-        forget: np.float32 | tf.Tensor = np.float32(1.0 - self.decay)
+        forget = tf.constant(1.0 - self.decay, tf.float32)
         if self.warmup:
             count = tf.cast(self.updates, tf.float32)
             forget = tf.maximum(forget, 9.0 / (10.0 + count))  # 1 - (1 + n) / (10 + n), without the cancellation

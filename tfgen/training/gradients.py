@@ -90,5 +90,5 @@ def clip_by_global_norm(
     # Finite entries can still overflow float32 in the sum of their squares.
     usable = tf.math.is_finite(norm)
     bound = max_norm or NO_CLIP
-    factor = tf.where(usable, bound / tf.maximum(norm, bound), 0.0)
+    factor = bound / tf.maximum(norm, bound)
     return ClippedGradients([tensor * factor for tensor in tensors], reported, usable)

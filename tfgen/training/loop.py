@@ -140,7 +140,9 @@ def train(
     notes = {}
     if settings.run.baseline and ranks.is_first and not interrupted:
         source = getattr(splits, recipe.eval_split)
-        notes["per-pixel histogram bits_per_dim"] = baseline_bits_per_dim(splits.train, source, settings.run.eval_images)
+        notes["per-pixel histogram bits_per_dim"] = baseline_bits_per_dim(
+            splits.train, source, settings.run.eval_images
+        )
     reporter.finish(step, last, interrupted, notes)
     return INTERRUPTED if interrupted else 0
 

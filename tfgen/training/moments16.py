@@ -79,6 +79,10 @@ class MomentFormat:
             bits |= (words & 0x8000) << 16
         return np.where(words == 0, 0, bits).astype(np.uint32).view(np.float32)
 
+    # Traced once for all shapes and called by name: an optimizer step packs hundreds of variables, and thirty
+    # operations for each would make its graph take minutes to build.
+
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.float32)], autograph=False)
     def pack(self, values: tf.Tensor) -> tf.Tensor:
         """float32 to words typed as float16, any shape. The same words as `encode`."""
         bits = tf.bitcast(values, tf.int32)
@@ -89,6 +93,7 @@ class MomentFormat:
         word = tf.where(magnitude < self._smallest, 0, word)
         return tf.bitcast(tf.cast(word, tf.uint16), tf.float16)
 
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.float16)], autograph=False)
     def unpack(self, words: tf.Tensor) -> tf.Tensor:
         """Words typed as float16 to float32, any shape. The same values as `decode`."""
         word = tf.cast(tf.bitcast(words, tf.uint16), tf.int32)

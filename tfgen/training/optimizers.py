@@ -43,11 +43,9 @@ def _is_matrix(variable: tf.Variable) -> bool:
     return variable.shape.rank >= 2
 
 
-def _decayed(variable: tf.Variable, learning_rate: tf.Tensor, weight_decay: float) -> tf.Tensor:
-    """The value of `variable` after decoupled weight decay, which is for matrices only."""
-    if weight_decay == 0.0 or not _is_matrix(variable):
-        return variable.read_value()
-    return variable * (1.0 - learning_rate * weight_decay)
+# Networks have up to two thousand variables. The arithmetic of one update is therefore a function that is traced
+# once, for tensors of any shape, and called for each variable: the graph stays small and quick to build.
+_SCALAR, _VECTOR, _MATRIX, _ANY_SHAPE = (tf.TensorSpec(shape, tf.float32) for shape in ([], [None], [None, None], None))
 
 
 class Adam(tf.Module):
@@ -134,19 +132,24 @@ class Adam(tf.Module):
           ValueError: gradients that do not fit the variables.
         """
         learning_rate = tf.cast(learning_rate, tf.float32)
-        # 1 - beta in double precision: in float32, 1 - 0.999 is wrong by 1e-5 of itself.
-        new_to_mean, new_to_variance = np.float32(1.0 - self.beta1), np.float32(1.0 - self.beta2)
+        keep_vector, keep_matrix = tf.constant(1.0), 1.0 - learning_rate * self.weight_decay
         step_size = learning_rate * tf.sqrt(1.0 - self.beta2_power) / (1.0 - self.beta1_power)
         for index, gradient in enumerate(self._targets.dense(gradients)):
             variable = self.targets[index]
-            mean, variance = self.moments(index)
-            mean = self.beta1 * mean + new_to_mean * gradient
-            variance = self.beta2 * variance + new_to_variance * tf.square(gradient)
-            step = step_size * mean / (tf.sqrt(variance) + self.epsilon)
-            variable.assign(_decayed(variable, learning_rate, self.weight_decay) - step)
+            keep = keep_matrix if _is_matrix(variable) else keep_vector
+            value, mean, variance = self._updated(variable, *self.moments(index), gradient, keep, step_size)
+            variable.assign(value)
             self._store(index, mean, variance)
         self.beta1_power.assign(self.beta1_power * self.beta1)
         self.beta2_power.assign(self.beta2_power * self.beta2)
+
+    @tf.function(input_signature=[_ANY_SHAPE] * 4 + [_SCALAR] * 2, autograph=False)
+    def _updated(self, value, mean, variance, gradient, keep, step_size):
+        """New value, m and v of one variable; `keep` is the share of the value that weight decay leaves."""
+        # 1 - beta in double precision: in float32, 1 - 0.999 is wrong by 1e-5 of itself.
+        mean = self.beta1 * mean + np.float32(1.0 - self.beta1) * gradient
+        variance = self.beta2 * variance + np.float32(1.0 - self.beta2) * tf.square(gradient)
+        return value * keep - step_size * mean / (tf.sqrt(variance) + self.epsilon), mean, variance
 
 
 class Adafactor(tf.Module):
@@ -210,18 +213,27 @@ class Adafactor(tf.Module):
         pairs = list(zip(self.targets, self._targets.dense(gradients), strict=True))
         self.vectors.apply([gradient for variable, gradient in pairs if not _is_matrix(variable)], learning_rate)
 
-        old = self.beta2 * (1.0 - self.beta2_power) / (1.0 - self.beta2_next_power)
+        keep = 1.0 - learning_rate * self.weight_decay
+        old_weight = self.beta2 * (1.0 - self.beta2_power) / (1.0 - self.beta2_next_power)
         matrices = [pair for pair in pairs if _is_matrix(pair[0])]
         slots = zip(self.row_variances, self.column_variances, strict=True)
         for (variable, gradient), (row, column) in zip(matrices, slots, strict=True):
-            matrix = tf.reshape(gradient, [-1, variable.shape[-1]])  # [rows, columns]
-            square = tf.square(matrix) + TINY
-            row.assign(old * row + (1.0 - old) * tf.reduce_mean(square, axis=1))
-            column.assign(old * column + (1.0 - old) * tf.reduce_mean(square, axis=0))
-            row_scale = tf.sqrt(row / tf.reduce_mean(row))[:, tf.newaxis]  # [rows, 1]
-            update = matrix / (row_scale * tf.sqrt(column))  # [rows, columns]
-            root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(update)))
-            step = learning_rate * update / tf.maximum(1.0, root_mean_square)
-            variable.assign(_decayed(variable, learning_rate, self.weight_decay) - tf.reshape(step, variable.shape))
+            update, new_row, new_column = self._update(
+                row, column, tf.reshape(gradient, [-1, variable.shape[-1]]), old_weight
+            )
+            variable.assign(variable * keep - learning_rate * tf.reshape(update, variable.shape))
+            row.assign(new_row)
+            column.assign(new_column)
         self.beta2_power.assign(self.beta2_power * self.beta2)
         self.beta2_next_power.assign(self.beta2_next_power * self.beta2)
+
+    @tf.function(input_signature=[_VECTOR, _VECTOR, _MATRIX, _SCALAR], autograph=False)
+    def _update(self, row, column, gradient, old_weight):
+        """Clipped update x [rows, columns] and the new row [rows] and column [columns] of one matrix."""
+        square = tf.square(gradient) + TINY
+        row = old_weight * row + (1.0 - old_weight) * tf.reduce_mean(square, axis=1)
+        column = old_weight * column + (1.0 - old_weight) * tf.reduce_mean(square, axis=0)
+        row_scale = tf.sqrt(row / tf.reduce_mean(row))[:, tf.newaxis]  # [rows, 1]
+        update = gradient / (row_scale * tf.sqrt(column))  # [rows, columns]
+        root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(update)))
+        return update / tf.maximum(1.0, root_mean_square), row, column

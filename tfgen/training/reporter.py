@@ -76,9 +76,7 @@ class Reporter:
         self._steps += 1
         self._images += images
         self._wait += wait_seconds
-        self._headline = {
-            name: float(outputs[name]) for name in ("loss", "bits_per_dim") if name in outputs
-        }
+        self._headline = {name: float(outputs[name]) for name in ("loss", "bits_per_dim") if name in outputs}
 
     def headline(self) -> dict[str, float]:
         """The newest values worth a place beside the progress bar."""
@@ -110,7 +108,9 @@ class Reporter:
     def evaluated(self, split: str, result: dict[str, float], step: int) -> None:
         """Records and prints the result of an evaluation."""
         self._metrics.write(step, split, result)
-        self._summaries.scalars({f"{split}/{name}": value for name, value in result.items() if name != "examples"}, step)
+        self._summaries.scalars(
+            {f"{split}/{name}": value for name, value in result.items() if name != "examples"}, step
+        )
         shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "examples")
         self.say(f"step {step:,}: {split} ({result['examples']:,} images): {shown}")
         self._results = {f"{split} {name}": value for name, value in result.items() if name != "examples"}
@@ -170,4 +170,3 @@ class Reporter:
             f"  python -m tfgen.export --run={path}",
         ]
         self.say("\n".join(lines))
-

@@ -58,7 +58,9 @@ class RunFolder:
                 f"another process is training in {self.path}; wait for it, stop it, or choose another --run"
             ) from error
         except OSError as error:
-            raise RunFolderError(f"cannot write to the run folder {self.path}: {error}; choose another --run") from error
+            raise RunFolderError(
+                f"cannot write to the run folder {self.path}: {error}; choose another --run"
+            ) from error
         if self.flags_path.exists():
             self._compare(settings)
         write_text(self.flags_path, settings.to_flagfile())

@@ -87,7 +87,6 @@ def test_parameter_count_by_hand():
         ({"auxiliary_dataset_subset_size": 10}, "needs --auxiliary_dataset=NAME"),
         ({"aug_eval": "valid", "use_dataset_conditioning": True, "auxiliary_dataset": "digits"}, "cannot choose"),
         ({"dataset": "imagenet32cifar"}, "--auxiliary_dataset=imagenet32"),
-        ({"rand_augment": True}, "--rand_augment needs images of 32x32x3"),
         ({"use_jigsaw": True, "jigsaw_grid_size": 3}, "does not divide the sides"),
         ({"temperature": 0.0}, "--temperature=0.0: expected a number above 0"),
         ({"resid_pdrop": 1.0}, "below 1"),
@@ -105,6 +104,11 @@ def test_rotation_needs_square_images(flag):
     config = Config(n_ctx=72, **{flag: True})
     with pytest.raises(SettingsError, match="need square images, but images of cifar10 are 4x6x3"):
         config.validate(ImageSpec(4, 6, 3))
+
+
+def test_rand_augment_needs_three_channels():
+    with pytest.raises(SettingsError, match="--rand_augment needs images with 3 channels"):
+        Config(n_ctx=64, rand_augment=True).validate(ImageSpec(8, 8, 1))
 
 
 def test_colour_permutation_needs_three_channels():

@@ -72,19 +72,19 @@ class Cache:
         """Attention of position t, int32 [], over what it sees of itself and the positions before it.
 
         Args:
-          query, key, value: [B, 1, heads * size], of position t.
+          query, key, value: [B, heads * size], of position t.
           carried: of position t - 1.
 
         Returns:
-          [B, 1, heads * value_size] in the dtype of `value`, and what is carried to position t + 1.
+          [B, heads * value_size] in the dtype of `value`, and what is carried to position t + 1.
         """
         tables, carried = self._write(t, {"key": self._split(key), "value": self._split(value)}, carried)
         scale = 1.0 / math.sqrt(self.sizes["key"])
         attended = self._read(t, tf.cast(self._split(query), tf.float32) * scale, tables, carried)  # [B, heads, 1, Dv]
-        return tf.cast(tf.reshape(attended, tf.shape(value)), value.dtype), carried
+        return tf.cast(tf.reshape(attended, [-1, value.shape[1]]), value.dtype), carried
 
     def _split(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(x, [tf.shape(x)[0], self.heads, 1, x.shape[2] // self.heads])  # [B, heads, 1, D]
+        return tf.reshape(x, [-1, self.heads, 1, x.shape[1] // self.heads])  # [B, heads, 1, D]
 
     def _write(self, t: tf.Tensor, new: Tables, carried: Any) -> tuple[Tables, Any]:
         """Puts position t into its slot; returns the tables that its query reads, and what is carried on."""

@@ -116,7 +116,7 @@ class Config:
     randomly_determined_order_use_lookahead: bool = flag(
         False, "Add a second set of position embeddings, of the position to be predicted."
     )
-    rand_augment: bool = flag(False, "RandAugment on training images (32x32x3 only).")
+    rand_augment: bool = flag(False, "RandAugment on training images (RGB only).")
     rand_augment_conditioning: bool = flag(False, "Condition on whether RandAugment was applied.")
     rand_augment_rate: float = flag(
         0.95, "Probability that RandAugment is applied (only with conditioning).", minimum=0.0, maximum=1.0
@@ -327,8 +327,8 @@ class Config:
             raise SettingsError(f"--use_color needs images with 3 channels, but {size}")
         if self.use_jigsaw and (height % self.jigsaw_grid_size or width % self.jigsaw_grid_size):
             raise SettingsError(f"--jigsaw_grid_size={self.jigsaw_grid_size} does not divide the sides: {size}")
-        if self.rand_augment and spec.shape != (32, 32, 3):
-            raise SettingsError(f"--rand_augment needs images of 32x32x3, but {size}")
+        if self.rand_augment and channels != 3:
+            raise SettingsError(f"--rand_augment needs images with 3 channels, but {size}")
 
 
 def parameter_count(config: Config, spec: ImageSpec) -> int:

@@ -153,7 +153,7 @@ class Sampler:
         inputs = StepInputs(network, conditioning)
 
         def step(t: tf.Tensor, previous: tf.Tensor, drawn: tf.TensorArray, carried: list) -> tuple:
-            x = inputs(t, previous)  # [B, 1, E]
+            x = inputs(t, previous)  # [B, E]
             following = []
             for block, cache, layer in zip(network.blocks, self.caches, carried, strict=True):
                 n = block.attn_input(x)
@@ -240,10 +240,10 @@ def uncached_step(network: Transformer) -> tf.types.experimental.GenericFunction
 
     @tf.function(input_signature=specs)
     def step(t, seed, first_sample, conditioning, temperature, previous, inputs):
-        x = StepInputs(network, conditioning)(t, previous)  # [B, 1, E]
+        x = StepInputs(network, conditioning)(t, previous)  # [B, E]
         following = []
         for block, prefix in zip(network.blocks, inputs, strict=True):
-            following.append(tf.concat([prefix, x], axis=1))  # [B, t + 1, E]
+            following.append(tf.concat([prefix, x[:, None]], axis=1))  # [B, t + 1, E]
             x = block.after_attention(x, _attend_last(block, following[-1]))
         return _draw(network, x, Key(seed, first_sample), t, temperature), following
 
@@ -251,7 +251,7 @@ def uncached_step(network: Transformer) -> tf.types.experimental.GenericFunction
 
 
 def _attend_last(block: Block, inputs: tf.Tensor) -> tf.Tensor:
-    """Attention of the last position over all: layer inputs [B, t + 1, E] -> [B, 1, E]."""
+    """Attention of the last position over all: layer inputs [B, t + 1, E] -> [B, E]."""
     n = block.attn_input(inputs)
     t = tf.shape(n)[1] - 1
     seen = tf.where(block.pattern.keeps(t, tf.range(t + 1)))[:, 0]
@@ -265,7 +265,7 @@ def _attend_last(block: Block, inputs: tf.Tensor) -> tf.Tensor:
     key, value = (heads(tf.gather(projection(n), seen, axis=1)) for projection in (block.k_proj, block.v_proj))
     scores = tf.matmul(query, key, transpose_b=True) / math.sqrt(query.shape[-1])
     attended = tf.matmul(tf.nn.softmax(scores), value)  # [B, heads, 1, D]
-    return tf.cast(tf.reshape(attended, [tf.shape(n)[0], 1, n.shape[2]]), n.dtype)
+    return tf.cast(tf.reshape(attended, [-1, n.shape[2]]), n.dtype)
 
 
 class StepInputs:
@@ -280,17 +280,17 @@ class StepInputs:
         self.lookahead = self.embedding.embed_lookahead(coordinates, 1)[0] if network.lookahead else None
 
     def __call__(self, t: tf.Tensor, previous: tf.Tensor) -> tf.Tensor:
-        """[B, 1, E] at position t, from the tokens at position t - 1, int32 [B] (of no effect where t is 0)."""
+        """[B, E] at position t, from the tokens at position t - 1, int32 [B] (of no effect where t is 0)."""
         fed = self.embedding.embed_tokens(previous) + self.positions[tf.maximum(t - 1, 0)]
         x = tf.where(t == 0, self.start, fed)
         if self.lookahead is not None:
             x += self.lookahead[t]
-        return tf.cast(x, self.dtype)[:, None]
+        return tf.cast(x, self.dtype)
 
 
 def _draw(network: Transformer, x: tf.Tensor, key: Key, t: tf.Tensor, temperature: tf.Tensor) -> tf.Tensor:
-    """Token of position t from the output of the last layer: [B, 1, E] -> int32 [B]."""
-    logits = network.gen_logits(network.final_norm(x))[:, 0]  # [B, V]
+    """Token of position t from the output of the last layer: [B, E] -> int32 [B]."""
+    logits = network.gen_logits(network.final_norm(x))  # [B, V]
     uniform = key.fold(t).uniform([tf.shape(logits)[0], network.vocab_size])
     gumbel = -tf.math.log(-tf.math.log(tf.maximum(uniform, np.finfo(np.float32).tiny)))  # finite, also at 0
     return tf.argmax(logits + temperature * gumbel, axis=-1, output_type=tf.int32)

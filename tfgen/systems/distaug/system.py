@@ -61,7 +61,9 @@ class DistAug(System):
         super().__init__(config, spec)
         config.validate(spec)
         self.augmentations = Augmentations(config, spec)
-        self.rand_augment = RandAugment(config.rand_augment_n, config.rand_augment_m) if config.rand_augment else None
+        self.rand_augment = (
+            RandAugment(config.rand_augment_n, config.rand_augment_m, spec) if config.rand_augment else None
+        )
         self.network = Transformer(
             height=spec.height,
             width=spec.width,

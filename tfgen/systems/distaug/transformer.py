@@ -77,6 +77,14 @@ def _normal(seed: int, name: str, shape: Sequence[int], std: float) -> tf.Tensor
     return tf.random.stateless_normal(shape, Key.create(seed, f"initial value of {name}").seed) * std
 
 
+def _product(x: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """[..., N] times [N, M] as one matrix product: `tf.matmul` would multiply (and differentiate) sample by sample."""
+    if x.shape.rank == 2:
+        return tf.matmul(x, matrix)
+    flat = tf.matmul(tf.reshape(x, [-1, matrix.shape[0]]), matrix)
+    return tf.reshape(flat, tf.concat([tf.shape(x)[:-1], [matrix.shape[1]]], axis=0))
+
+
 class InputEmbedding(tf.keras.layers.Layer):
     """Tokens, coordinates and conditioning tokens to the input of the first layer; arguments as for `Transformer`."""
 
@@ -163,7 +171,7 @@ class Linear(tf.keras.layers.Layer):
         self.b = _variable(self, f"{path}/b", tf.zeros([outputs]))
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        y = tf.cast(tf.matmul(x, tf.cast(self.w, x.dtype)), tf.float32) + self.b
+        y = tf.cast(_product(x, tf.cast(self.w, x.dtype)), tf.float32) + self.b
         return tf.cast(self.activation(y) if self.activation else y, x.dtype)
 
 
@@ -207,7 +215,7 @@ class Block(tf.keras.layers.Layer):
         return self.after_attention(x, attended, key)
 
     def after_attention(self, x: tf.Tensor, attended: tf.Tensor, key: Key | None = None) -> tf.Tensor:
-        """What follows the attention and acts on each position by itself: two tensors [B, t, E] -> [B, t, E]."""
+        """What follows the attention and acts on each position by itself: two tensors [..., E] -> [..., E]."""
         x = x + dropout(self.post_proj(attended), self.resid_pdrop, key and key.fold("attention"))
         branch = self.mlp_proj2(self.mlp_proj1(self.mlp(x)))
         return x + dropout(branch, self.resid_pdrop, key and key.fold("mlp"))
@@ -218,7 +226,7 @@ class Block(tf.keras.layers.Layer):
 
 
 class OutputHead(tf.keras.layers.Layer):
-    """Logits h . `logits_proj`, without a bias: [B, t, E] -> float32 [B, t, V]."""
+    """Logits h . `logits_proj`, without a bias: [..., E] -> float32 [..., V]."""
 
     def __init__(self, n_embd: int, vocab_size: int, std: float, embd_pdrop: float, seed: int):
         super().__init__(name="gen_logits")
@@ -230,7 +238,7 @@ class OutputHead(tf.keras.layers.Layer):
         # The original drops out entries of this matrix, too. One mask for all samples on all ranks, hence sample 0.
         key = key and Key(key.fold("logits_proj").seed)
         matrix = dropout(tf.convert_to_tensor(self.logits_proj), self.embd_pdrop, key)
-        return tf.matmul(tf.cast(x, tf.float32), matrix)
+        return _product(tf.cast(x, tf.float32), matrix)
 
 
 class Transformer(tf.keras.Model):
