@@ -52,10 +52,11 @@ def run(settings, options: Options, evaluation_options) -> int:
         raise ValueError(
             f"the run models images of {restored.system.spec.shape}, {source.name} has {splits.spec.shape}"
         )
+    name = f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.weights}"
     folder = pathlib.Path(options.run) / "evaluation"
     batch_size = options.batch_size or restored.system.recipe(splits.train.epoch_size, ranks.size).batch_size
     result = evaluation.evaluate(
-        restored.system, source, batch_size, ranks, evaluation_options, folder, limit=options.images
+        restored.system, source, batch_size, ranks, evaluation_options, folder / name, limit=options.images
     )
     if options.baseline:
         result["histogram_bits_per_dim"] = baseline_bits_per_dim(splits.train, source, options.images)
@@ -68,10 +69,10 @@ def run(settings, options: Options, evaluation_options) -> int:
             **result,
         }
         print(f"{source.name}, {result['examples']:,} images, {restored.description}:")
-        for name, value in result.items():
-            if name != "examples":
-                print(f"  {name:<28} {value:.4f}")
-        path = folder / f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.weights}.json"
+        for metric, value in result.items():
+            if metric != "examples":
+                print(f"  {metric:<28} {value:.4f}")
+        path = folder / f"{name}.json"
         write_text(path, json.dumps(record, indent=1) + "\n")
         print(f"written to {path}")
     return 0

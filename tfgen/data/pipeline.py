@@ -191,8 +191,6 @@ class Prefetcher(Generic[Item]):
                     self._changed.notify_all()
                 return
             with self._changed:
-                if self._closed:
-                    return
                 self._ready.append(item)
                 self._changed.notify_all()
             step += 1

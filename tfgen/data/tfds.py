@@ -189,9 +189,12 @@ def _alone(folder: pathlib.Path) -> Iterator[None]:
 def _few_retries() -> Iterator[None]:
     from tensorflow_datasets.core.download import downloader
 
-    before = downloader.MAX_RETRIES
+    connections = logging.getLogger("urllib3.connectionpool")  # warns of each attempt at each file
+    before = downloader.MAX_RETRIES, connections.level
     downloader.MAX_RETRIES = _DOWNLOAD_RETRIES
+    connections.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        downloader.MAX_RETRIES = before
+        downloader.MAX_RETRIES = before[0]
+        connections.setLevel(before[1])

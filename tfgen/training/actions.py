@@ -66,7 +66,7 @@ def evaluation_action(
                 recipe.batch_size,
                 ranks,
                 system.default_evaluate_options(),
-                run.path / "evaluation",
+                run.path / "evaluation" / f"{recipe.eval_split}-step-{step:09d}",
                 limit=settings.run.eval_images,
             )
         reporter.evaluated(recipe.eval_split, result, step)

@@ -9,8 +9,8 @@ A cache keeps the keys and values that later queries can still see, and no other
 | `bT`,`c` | s tables, one for each residue class modulo s, of T / s positions | the table of its class |
 | `b0`     | the chunk of T / s positions that is being drawn                  | all of it              |
 
-Tables have the shape [B, heads, slots, width of a head]. Writing one slot rewrites its table, which costs no more than
-the query pays for reading it; nothing that a query does not read is touched, so no step copies the whole sequence.
+A table has the shape [slots, B, heads * size]. Writing one slot costs at most a copy of its table, which is less than the
+query pays for reading it; nothing that a query does not read is touched, so no step copies the whole sequence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tensorflow as tf
 from tfgen.ops.blocksparse import Pattern
 
 Tables = dict[str, tf.Tensor]  # "key" and "value"
-_UNSEEN = -3.4e38  # score of a slot that the query does not see: its weight is exactly 0
+_UNSEEN = -3.4e38  # added to the score of a slot that the query does not see: its weight is exactly 0
 
 
 class Cache:
@@ -32,26 +32,26 @@ class Cache:
     Args:
       pattern: of the layer; causal.
       heads: number of attention heads.
-      key_size, value_size: width of a head.
+      key_width, value_width: of all heads together.
       dtype: of keys and values.
       chunk: positions drawn between `enter` and `leave`.
     """
 
     slots: int
 
-    def __init__(self, pattern: Pattern, heads: int, key_size: int, value_size: int, dtype: tf.DType, chunk: int):
+    def __init__(self, pattern: Pattern, heads: int, key_width: int, value_width: int, dtype: tf.DType, chunk: int):
         self.pattern, self.heads, self.dtype, self.chunk = pattern, heads, dtype, chunk
-        self.sizes = {"key": key_size, "value": value_size}
+        self.widths = {"key": key_width, "value": value_width}
 
     # Between chunks -----------------------------------------------------------------------------------
 
     def specs(self) -> dict[str, tf.TensorSpec]:
         """Shapes of what is kept between chunks, for any batch."""
-        return {part: tf.TensorSpec(self._shape(part, None), self.dtype) for part in self.sizes}
+        return {part: tf.TensorSpec(self._shape(part, None), self.dtype) for part in self.widths}
 
     def initial(self, batch: int | tf.Tensor) -> Tables:
         """What is kept before the first position."""
-        return {part: tf.zeros(self._shape(part, batch), self.dtype) for part in self.sizes}
+        return {part: tf.zeros(self._shape(part, batch), self.dtype) for part in self.widths}
 
     def enter(self, kept: Tables) -> Any:
         """What is carried from position to position, from what was kept."""
@@ -62,7 +62,7 @@ class Cache:
         return carried
 
     def _shape(self, part: str, batch: Any) -> list:
-        return [batch, self.heads, self.slots, self.sizes[part]]
+        return [self.slots, batch, self.widths[part]]
 
     # One position -------------------------------------------------------------------------------------
 
@@ -72,19 +72,16 @@ class Cache:
         """Attention of position t, int32 [], over what it sees of itself and the positions before it.
 
         Args:
-          query, key, value: [B, heads * size], of position t.
+          query, key, value: [B, width], of position t.
           carried: of position t - 1.
 
         Returns:
-          [B, heads * value_size] in the dtype of `value`, and what is carried to position t + 1.
+          [B, value_width] in the dtype of `value`, and what is carried to position t + 1.
         """
-        tables, carried = self._write(t, {"key": self._split(key), "value": self._split(value)}, carried)
-        scale = 1.0 / math.sqrt(self.sizes["key"])
-        attended = self._read(t, tf.cast(self._split(query), tf.float32) * scale, tables, carried)  # [B, heads, 1, Dv]
-        return tf.cast(tf.reshape(attended, [-1, value.shape[1]]), value.dtype), carried
-
-    def _split(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(x, [-1, self.heads, 1, x.shape[1] // self.heads])  # [B, heads, 1, D]
+        tables, carried = self._write(t, {"key": key, "value": value}, carried)
+        query = tf.cast(query, tf.float32) * (1.0 / math.sqrt(self.widths["key"] // self.heads))
+        attended = self._read(self._scores(t, query, tables["key"]), query, tables["value"], carried)
+        return tf.cast(tf.reshape(attended, tf.shape(value)), value.dtype), carried
 
     def _write(self, t: tf.Tensor, new: Tables, carried: Any) -> tuple[Tables, Any]:
         """Puts position t into its slot; returns the tables that its query reads, and what is carried on."""
@@ -92,15 +89,28 @@ class Cache:
         return tables, tables
 
     def _written(self, t: tf.Tensor, new: Tables, tables: Tables) -> Tables:
-        here = (tf.range(self.slots) == self._slot(t))[:, None]  # [slots, 1]
-        return {part: tf.where(here, new[part], tables[part]) for part in self.sizes}
+        slot = tf.reshape(self._slot(t), [1, 1])
+        return {part: tf.tensor_scatter_nd_update(tables[part], slot, new[part][None]) for part in self.widths}
 
-    def _read(self, t: tf.Tensor, query: tf.Tensor, tables: Tables, carried: Any) -> tf.Tensor:
-        return _weighted(tf.nn.softmax(self._scores(t, query, tables)), tables["value"])
+    # Tables are short: a product and a sum are faster here than a batched matrix product, whose set-up costs more.
 
-    def _scores(self, t: tf.Tensor, query: tf.Tensor, tables: Tables) -> tf.Tensor:
-        """float32 [B, heads, 1, slots]."""
-        return tf.where(tf.range(self.slots) <= self._last_visible(t), _products(query, tables["key"]), _UNSEEN)
+    def _scores(self, t: tf.Tensor, query: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+        """float32 [B, width], [slots, B, width] -> float32 [slots, B, heads]."""
+        products = query * tf.cast(keys, tf.float32)
+        unseen = tf.where(tf.range(self.slots) <= self._last_visible(t), 0.0, _UNSEEN)
+        return tf.reduce_sum(self._split(products), axis=-1) + unseen[:, None, None]
+
+    def _read(self, scores: tf.Tensor, query: tf.Tensor, values: tf.Tensor, carried: Any) -> tf.Tensor:
+        """[slots, B, heads], [slots, B, width] -> float32 [B, heads, Dv]."""
+        weights = tf.exp(scores - tf.reduce_max(scores, axis=0))
+        return self._weighted(weights, values) / tf.reduce_sum(weights, axis=0)[..., None]
+
+    def _weighted(self, weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(weights[..., None] * self._split(tf.cast(values, tf.float32)), axis=0)
+
+    def _split(self, x: tf.Tensor) -> tf.Tensor:
+        """[slots, B, width] -> [slots, B, heads, D]."""
+        return tf.reshape(x, [self.slots, -1, self.heads, x.shape[2] // self.heads])
 
     def _slot(self, t: tf.Tensor) -> tf.Tensor:
         """Where position t goes."""
@@ -168,8 +178,8 @@ class StridedCache(Cache):
 class FullCache(Cache):
     """Mode `a`: all positions.
 
-    Those of earlier chunks are read as they stand. Only a table of the current chunk is written, and joins the others
-    at its end.
+    Those of earlier chunks, [B, heads, positions, size], are read as they stand. Only a table of the current chunk is
+    written, and joins them at its end.
     """
 
     def __init__(self, pattern: Pattern, *sizes: Any):
@@ -177,27 +187,37 @@ class FullCache(Cache):
         self.slots = self.chunk
 
     def specs(self) -> dict[str, tf.TensorSpec]:
-        return {part: tf.TensorSpec([None, self.heads, None, size], self.dtype) for part, size in self.sizes.items()}
+        return {part: tf.TensorSpec([None, self.heads, None, w // self.heads], self.dtype) for part, w in self._items()}
 
     def initial(self, batch: int | tf.Tensor) -> Tables:
-        return {part: tf.zeros([batch, self.heads, 0, size], self.dtype) for part, size in self.sizes.items()}
+        return {part: tf.zeros([batch, self.heads, 0, w // self.heads], self.dtype) for part, w in self._items()}
+
+    def _items(self):
+        return self.widths.items()
 
     def enter(self, kept: Tables) -> dict[str, Tables]:
         return {"earlier": kept, "current": super().initial(tf.shape(kept["key"])[0])}
 
     def leave(self, carried: dict[str, Tables], steps: tf.Tensor) -> Tables:
-        earlier, current = carried["earlier"], carried["current"]
-        return {part: tf.concat([earlier[part], current[part][:, :, :steps]], axis=2) for part in self.sizes}
+        kept = {}
+        for part, earlier in carried["earlier"].items():
+            current = tf.transpose(self._split(carried["current"][part]), [1, 2, 0, 3])  # [B, heads, slots, D]
+            kept[part] = tf.concat([earlier, current[:, :, :steps]], axis=2)
+        return kept
 
     def _write(self, t: tf.Tensor, new: Tables, carried: dict[str, Tables]) -> tuple[Tables, Any]:
         current = self._written(t, new, carried["current"])
         return current, {"earlier": carried["earlier"], "current": current}
 
-    def _read(self, t: tf.Tensor, query: tf.Tensor, tables: Tables, carried: dict[str, Tables]) -> tf.Tensor:
-        earlier = carried["earlier"]
-        scores = tf.concat([_products(query, earlier["key"]), self._scores(t, query, tables)], axis=-1)
-        before, now = tf.split(tf.nn.softmax(scores), [tf.shape(earlier["key"])[2], self.slots], axis=-1)
-        return _weighted(before, earlier["value"]) + _weighted(now, tables["value"])
+    def _read(self, scores: tf.Tensor, query: tf.Tensor, values: tf.Tensor, carried: dict[str, Tables]) -> tf.Tensor:
+        earlier_keys, earlier_values = (tf.cast(carried["earlier"][part], tf.float32) for part in self.widths)
+        query = tf.reshape(query, [-1, self.heads, 1, query.shape[1] // self.heads])
+        earlier_scores = tf.matmul(query, earlier_keys, transpose_b=True)  # [B, heads, 1, earlier]
+        highest = tf.maximum(tf.reduce_max(scores, axis=0), tf.reduce_max(earlier_scores, axis=[2, 3]))  # [B, heads]
+        weights, earlier_weights = tf.exp(scores - highest), tf.exp(earlier_scores - highest[..., None, None])
+        total = tf.reduce_sum(weights, axis=0) + tf.reduce_sum(earlier_weights, axis=[2, 3])  # [B, heads]
+        attended = self._weighted(weights, values) + tf.matmul(earlier_weights, earlier_values)[:, :, 0]
+        return attended / total[..., None]
 
 
 CACHES: dict[str, type[Cache]] = {
@@ -207,13 +227,3 @@ CACHES: dict[str, type[Cache]] = {
     "c": StridedCache,
     "b0": ChunkCache,
 }
-
-
-def _products(query: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-    """[B, heads, 1, D], [B, heads, n, D] -> float32 [B, heads, 1, n]."""
-    return tf.matmul(query, tf.cast(keys, tf.float32), transpose_b=True)
-
-
-def _weighted(weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-    """[B, heads, 1, n], [B, heads, n, D] -> float32 [B, heads, 1, D]."""
-    return tf.matmul(weights, tf.cast(values, tf.float32))

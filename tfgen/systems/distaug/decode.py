@@ -124,7 +124,7 @@ class Sampler:
         if chunk < 1:
             raise DecodeError(f"chunk must be 1 or more, found {chunk}")
         self.network, self.chunk = network, min(chunk, network.n_ctx)
-        sizes = (network.n_head, network.qk_width // network.n_head, network.n_embd // network.n_head)
+        sizes = (network.n_head, network.qk_width, network.n_embd)
         dtype = tf.as_dtype(network.compute_dtype)
         self.caches = [CACHES[b.pattern.mode](b.pattern, *sizes, dtype, self.chunk) for b in network.blocks]
         self._compiled = tf.function(self._steps, input_signature=[*_step_specs(network), self.state_specs()])
