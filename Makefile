@@ -82,7 +82,7 @@ $(LOCKED): requirements-lock.txt
 		echo "No Python 3.11 found as python3.11 or python3. Type: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2
 		exit 1
 	fi
-	echo "$(VENV): installing $$(grep -c == requirements-lock.txt) locked packages (downloads TensorFlow, may take minutes) ..."
+	echo "$(VENV): installing $$(grep -c == requirements-lock.txt) locked packages (takes minutes, some to download) ..."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(INSTALL) -r requirements-lock.txt
 	touch $@

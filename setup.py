@@ -32,16 +32,8 @@ EXTRAS_REQUIRE = {
     "cpu": ["tensorflow-cpu>=2.15,<2.16"],
     "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
     "horovod": ["horovod==0.28.1"],  # compiles against the installed TensorFlow: see README.md
-    "dev": [
-        "mypy",
-        "pytest",
-        "ruff",
-        "wheel",
-        "cloudpickle",
-        "packaging",
-        "psutil",
-        "pyyaml",
-    ],  # the last four: Horovod's
+    # The tools of the tests, then what Horovod needs beside TensorFlow, to be built and to run.
+    "dev": ["mypy", "pytest", "ruff", "cloudpickle", "packaging", "psutil", "pyyaml", "wheel"],
 }
 
 setup(
@@ -50,7 +42,7 @@ setup(
     description="Five published image-generative systems in one TensorFlow 2 / Keras library",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    python_requires=">=3.9,<3.12",  # what TensorFlow Addons has wheels for; tested on 3.11
+    python_requires=">=3.11,<3.12",  # TensorFlow Addons has no wheels for later ones
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     packages=[*find_packages(include=["tfgen", "tfgen.*"]), "tfgen.flags"],

@@ -33,9 +33,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=sorted(SHAPES), default="c10_15m", help="shape of the network")
     parser.add_argument("--batch", type=int, default=4, help="images drawn together")
-    parser.add_argument("--first", type=int, help="position where the timed stretch begins; default: at 94 %% of all")
-    parser.add_argument("--repeats", type=int, default=5, help="cached stretches timed, after one to warm up")
-    parser.add_argument("--steps", type=int, default=16, help="positions of a stretch")
+    parser.add_argument("--first", type=int, help="position where timing begins; default: at 94 %% of all")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="chunks drawn and timed with a cache, after one to warm up"
+    )
+    parser.add_argument("--steps", type=int, default=16, help="positions drawn and timed without a cache")
     options = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -49,28 +51,29 @@ def main(argv: list[str] | None = None) -> int:
     network = Transformer(**SHAPES[options.preset], w_embd_std=0.5, qk_w=1.0, logits_w=4.0)
     key = Key.create(0, "benchmark")
     conditioning = tf.zeros([options.batch, 0], tf.int32)
-    sampler = decode.Sampler(network, options.steps)
-    first = (options.first or network.n_ctx * 94 // 100) // options.steps * options.steps
+    sampler = decode.Sampler(network)
+    first = options.first or network.n_ctx * 94 // 100
+    first -= first % sampler.chunk
+    stretch = slice(first, first + options.steps)
 
     state = sampler.initial_state(options.batch)
-    for position in range(0, first, options.steps):
+    for position in range(0, first, sampler.chunk):
         state = sampler.run(position, state, key, conditioning, 1.0)
     prefix = state["tokens"][:, :first]
 
     def cached() -> tf.Tensor:
-        return sampler.run(first, state, key, conditioning, 1.0)["tokens"][:, first : first + options.steps]
+        return sampler.run(first, state, key, conditioning, 1.0)["tokens"][:, stretch]
 
     timings, cached_tokens = timed(cached, options.repeats)
-    cached_seconds = statistics.median(timings) / options.steps
+    cached_seconds = statistics.median(timings) / min(sampler.chunk, network.n_ctx - first)
 
     step = decode.uncached_step(network)
     inputs = decode.layer_inputs(network, prefix, conditioning)
     previous, uncached_tokens, timings = prefix[:, -1], [], []
-    for t in range(first, first + options.steps):
+    for t in range(stretch.start, stretch.stop):
         begin = time.perf_counter()
-        previous, inputs = step(
-            tf.constant(t), key.seed, key.first_sample, conditioning, tf.constant(1.0), previous, inputs
-        )
+        arguments = decode.step_arguments(t, key, conditioning, temperature=1.0)
+        previous, inputs = step(*arguments, previous, inputs)
         uncached_tokens.append(previous.numpy())
         timings.append(time.perf_counter() - begin)
     uncached_seconds = statistics.median(timings[1:])  # the first call compiles
@@ -81,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
                 "benchmark": "sampling",
                 "preset": options.preset,
                 "batch": options.batch,
-                "positions": [first, first + options.steps],
+                "positions": [stretch.start, stretch.stop],
                 "cached_seconds_per_position": round(cached_seconds, 6),
                 "uncached_seconds_per_position": round(uncached_seconds, 6),
                 "ratio": round(uncached_seconds / cached_seconds, 1),

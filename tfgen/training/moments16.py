@@ -22,6 +22,8 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from tfgen.training.subgraph import subgraph
+
 _FLOAT32_MANTISSA_BITS = 23
 _REBIAS = (127 - 60) << _FLOAT32_MANTISSA_BITS  # bit pattern of 2^-60, where both formats start
 _MAGNITUDE = 0x7FFFFFFF  # a float32 without its sign
@@ -79,29 +81,29 @@ class MomentFormat:
             bits |= (words & 0x8000) << 16
         return np.where(words == 0, 0, bits).astype(np.uint32).view(np.float32)
 
-    # Traced once for all shapes and called by name: an optimizer step packs hundreds of variables, and thirty
-    # operations for each would make its graph take minutes to build.
+    # The device forms compute in int64: additions and comparisons of int32 run on the host even on a GPU.
 
-    @tf.function(input_signature=[tf.TensorSpec(None, tf.float32)], autograph=False)
+    @subgraph(tf.TensorSpec(None, tf.float32))
     def pack(self, values: tf.Tensor) -> tf.Tensor:
         """float32 to words typed as float16, any shape. The same words as `encode`."""
-        bits = tf.bitcast(values, tf.int32)
+        bits = tf.cast(tf.bitcast(values, tf.int32), tf.int64)
         magnitude = tf.minimum(tf.bitwise.bitwise_and(bits, _MAGNITUDE), self._largest)
         word = tf.bitwise.right_shift(magnitude + self._to_word, self._shift)
         if self.signed:
             word = tf.where(bits < 0, word + 0x8000, word)
-        word = tf.where(magnitude < self._smallest, 0, word)
+        word = tf.where(magnitude < self._smallest, tf.constant(0, tf.int64), word)
         return tf.bitcast(tf.cast(word, tf.uint16), tf.float16)
 
-    @tf.function(input_signature=[tf.TensorSpec(None, tf.float16)], autograph=False)
+    @subgraph(tf.TensorSpec(None, tf.float16))
     def unpack(self, words: tf.Tensor) -> tf.Tensor:
         """Words typed as float16 to float32, any shape. The same values as `decode`."""
-        word = tf.cast(tf.bitcast(words, tf.uint16), tf.int32)
+        word = tf.cast(tf.bitcast(words, tf.uint16), tf.int64)
         magnitude = tf.bitwise.bitwise_and(word, self._word_mask)
         bits = tf.bitwise.left_shift(magnitude, self._shift) + _REBIAS
         if self.signed:
             bits = tf.where(word > magnitude, bits + tf.int32.min, bits)
-        return tf.bitcast(tf.where(word == 0, 0, bits), tf.float32)
+        bits = tf.where(tf.equal(word, 0), tf.constant(0, tf.int64), bits)
+        return tf.bitcast(tf.cast(bits, tf.int32), tf.float32)
 
 
 MEAN = MomentFormat(mantissa_bits=9, signed=True)

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgen.training import moments16
+from tfgen.training.subgraph import subgraph
 from tfgen.training.targets import Targets
 
 TINY = 1e-30  # added to squared gradients, keeps a row of zeros from dividing by zero (Adafactor, section 3)
@@ -43,8 +44,6 @@ def _is_matrix(variable: tf.Variable) -> bool:
     return variable.shape.rank >= 2
 
 
-# Networks have up to two thousand variables. The arithmetic of one update is therefore a function that is traced
-# once, for tensors of any shape, and called for each variable: the graph stays small and quick to build.
 _SCALAR, _VECTOR, _MATRIX, _ANY_SHAPE = (tf.TensorSpec(shape, tf.float32) for shape in ([], [None], [None, None], None))
 
 
@@ -143,7 +142,7 @@ class Adam(tf.Module):
         self.beta1_power.assign(self.beta1_power * self.beta1)
         self.beta2_power.assign(self.beta2_power * self.beta2)
 
-    @tf.function(input_signature=[_ANY_SHAPE] * 4 + [_SCALAR] * 2, autograph=False)
+    @subgraph(*[_ANY_SHAPE] * 4, _SCALAR, _SCALAR)
     def _updated(self, value, mean, variance, gradient, keep, step_size):
         """New value, m and v of one variable; `keep` is the share of the value that weight decay leaves."""
         # 1 - beta in double precision: in float32, 1 - 0.999 is wrong by 1e-5 of itself.
@@ -227,7 +226,7 @@ class Adafactor(tf.Module):
         self.beta2_power.assign(self.beta2_power * self.beta2)
         self.beta2_next_power.assign(self.beta2_next_power * self.beta2)
 
-    @tf.function(input_signature=[_VECTOR, _VECTOR, _MATRIX, _SCALAR], autograph=False)
+    @subgraph(_VECTOR, _VECTOR, _MATRIX, _SCALAR)
     def _update(self, row, column, gradient, old_weight):
         """Clipped update x [rows, columns] and the new row [rows] and column [columns] of one matrix."""
         square = tf.square(gradient) + TINY

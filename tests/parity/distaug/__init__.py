@@ -1,3 +1,3 @@
 """Checkers of the DistAug recordings."""
 
-from tests.parity.distaug import augmentation, data, network, optimizer, presets  # noqa: F401  (registration)
+from tests.parity.distaug import attention, augmentation, data, network, optimizer, presets  # noqa: F401  (registration)

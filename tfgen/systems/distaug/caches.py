@@ -9,8 +9,8 @@ A cache keeps the keys and values that later queries can still see, and no other
 | `bT`,`c` | s tables, one for each residue class modulo s, of T / s positions | the table of its class |
 | `b0`     | the chunk of T / s positions that is being drawn                  | all of it              |
 
-A table has the shape [slots, B, heads * size]. Writing one slot costs at most a copy of its table, which is less than the
-query pays for reading it; nothing that a query does not read is touched, so no step copies the whole sequence.
+A table has the shape [slots, B, heads * size]. Writing one slot costs at most a copy of its table, which is less than
+the query pays for reading it; nothing that a query does not read is touched, so no step copies the whole sequence.
 """
 
 from __future__ import annotations

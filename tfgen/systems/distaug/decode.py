@@ -141,7 +141,7 @@ class Sampler:
 
     def run(self, first: int, state: State, key: Key, conditioning: tf.Tensor, temperature: float) -> State:
         """`steps`, compiled once for all calls."""
-        return self._compiled(*_step_arguments(first, key, conditioning, temperature), state)
+        return self._compiled(*step_arguments(first, key, conditioning, temperature), state)
 
     def _steps(self, first, seed, first_sample, conditioning, temperature, state: State) -> State:
         return self.steps(first, state, Key(seed, first_sample), conditioning, temperature)
@@ -209,7 +209,7 @@ def sample_uncached(
     first = tokens.shape[1]
     for t in range(first, network.n_ctx if steps is None else first + steps):
         previous = tokens[:, -1] if t else tf.zeros([len(tokens)], tf.int32)
-        token, inputs = step(*_step_arguments(t, key, conditioning, temperature), previous, inputs)
+        token, inputs = step(*step_arguments(t, key, conditioning, temperature), previous, inputs)
         tokens = tf.concat([tokens, token[:, None]], axis=1)
     return tokens
 
@@ -303,7 +303,8 @@ def _step_specs(network: Transformer) -> list[tf.TensorSpec]:
     return [scalars[0], tf.TensorSpec([2], tf.int32), scalars[1], conditioning, scalars[2]]
 
 
-def _step_arguments(t: int, key: Key, conditioning: tf.Tensor, temperature: float) -> list[tf.Tensor]:
+def step_arguments(t: int, key: Key, conditioning: tf.Tensor, temperature: float) -> list[tf.Tensor]:
+    """The same as tensors, for position t."""
     return [tf.constant(t), key.seed, key.first_sample, conditioning, tf.constant(temperature, tf.float32)]
 
 
