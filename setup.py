@@ -16,6 +16,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "tfgen" / "__init__.py").re
 # own the same folder and must not be installed together, so the user chooses one by an extra.
 INSTALL_REQUIRES = [
     "absl-py",
+    "importlib_resources",  # TensorFlow Datasets imports it without requiring it
     "numpy>=1.23.5,<2",
     "pillow",
     "protobuf>=4.25.2,<5",

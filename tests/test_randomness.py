@@ -39,7 +39,7 @@ def test_streams_differ_by_seed_purpose_and_fold():
 def test_distributions():
     uniform = Key.create(5, "moments").uniform([1000, 101]).numpy()
     normal = Key.create(5, "moments").normal([1000, 101]).numpy()
-    assert 0.0 <= uniform.min()
+    assert uniform.min() >= 0.0
     assert uniform.max() < 1.0
     # Five standard errors of the mean of 101,000 numbers.
     assert abs(uniform.mean() - 0.5) < 5 * 0.2887 / 101000**0.5

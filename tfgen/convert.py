@@ -1,4 +1,4 @@
-"""`python -m tfgen.convert checkpoint FILE --hps=PRESET [--run=DIR]`: a run folder from a checkpoint of the original code.
+"""`python -m tfgen.convert checkpoint FILE --hps=PRESET [--run=DIR]`: a run from a checkpoint of the original code.
 
 The run can be sampled, evaluated, exported, and trained further.
 """

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
     with reported_errors():
         settings, options, evaluation_options = parse_for_run(
-            sys.argv[1:] if argv is None else argv, Options, lambda system: system.EvaluateOptions
+            sys.argv[1:] if argv is None else argv, Options, lambda system: system.evaluate_options_class
         )
         return run(settings, options, evaluation_options)
     return 1

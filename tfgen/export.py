@@ -45,7 +45,8 @@ def run(settings, options: Options) -> int:
     shutil.rmtree(partial, ignore_errors=True)
 
     module = tf.Module()
-    module.network = restored.system.network
+    # The variables rather than the Keras model, whose own call functions would be traced and saved beside ours.
+    module.weights = list(restored.system.network.variables)
     signatures = restored.system.signatures()
     for signature, function in signatures.items():
         setattr(module, signature, function)

@@ -11,7 +11,6 @@ Two forms, for the two places where random numbers are drawn:
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Sequence
 
@@ -29,7 +28,7 @@ def purpose_word(purpose: str) -> int:
 
 
 def _entropy(seed: int, purpose: str, *data: int) -> np.random.SeedSequence:
-    """Mixes all arguments. SeedSequence pads with zeros, so every number takes two words and the count ends the list."""
+    """Mixes all arguments. SeedSequence pads with zeros: every number takes two words, and the count ends the list."""
     words = [purpose_word(purpose)]
     for number in (seed, *data):
         words += [number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF]
@@ -81,10 +80,7 @@ class Key:
         per_sample = 1
         for extent in shape[1:]:
             per_sample = per_sample * extent
-        if isinstance(per_sample, int):
-            blocks = math.ceil(per_sample / _WORDS)
-        else:
-            blocks = (per_sample + _WORDS - 1) // _WORDS
+        blocks = (per_sample + _WORDS - 1) // _WORDS
         key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=self.seed)
         offset = tf.stack([self.first_sample * tf.cast(blocks, tf.int64), tf.constant(0, tf.int64)])
         # uint64 addition has no kernel on every device; two's complement int64 addition is the same bits.

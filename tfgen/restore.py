@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 import tensorflow as tf
 
@@ -49,7 +48,7 @@ def restore(settings: Settings, folder: str, weights: str = "ema", step: int | N
     checkpoint = checkpoints.newest() if step is None else checkpoints.at(step)
     if checkpoint is None:
         raise CheckpointError(
-            f"the run {pathlib.Path(folder)} has no checkpoint yet: train it first (python -m tfgen.train --run={folder})"
+            f"the run {folder} has no checkpoint yet: train it first (python -m tfgen.train --run={folder})"
         )
     system_class = load(settings.system)
     runtime.set_precision(settings.run.precision, system_class.half_precision(settings.config))

@@ -65,4 +65,4 @@ def summary(system: System, splits: Splits, recipe: Recipe, ranks: int) -> str:
 def parameter_table(system: System) -> str:
     """One line for each trainable variable: name, shape, number of entries."""
     rows = [(variable.name, variable.shape) for variable in system.network.trainable_variables]
-    return "\n".join(f"  {name:<48} {str(tuple(shape)):<16} {shape.num_elements():>12,}" for name, shape in rows)
+    return "\n".join(f"  {name:<48} {tuple(shape)!s:<16} {shape.num_elements():>12,}" for name, shape in rows)

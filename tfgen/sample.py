@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
     with reported_errors():
         settings, options, sampling = parse_for_run(
-            sys.argv[1:] if argv is None else argv, Options, lambda system: system.SampleOptions
+            sys.argv[1:] if argv is None else argv, Options, lambda system: system.sample_options_class
         )
         return run(settings, options, sampling)
     return 1

@@ -83,8 +83,9 @@ def main() -> None:
     outputs = TrainStep(system, recipe, state, ranks)(
         batch_of(splits, system, recipe, STEPS, ranks.rank, ranks.size), requests
     )
+    facts = f"skipped {int(outputs['skipped'])}, unchanged {digest(kept) == before}"
     print(
-        f"rank {ranks.rank} after a NaN on rank 1: skipped {int(outputs['skipped'])}, unchanged {digest(kept) == before}",
+        f"rank {ranks.rank} after a NaN on rank 1: {facts}",
         flush=True,
     )
 

@@ -66,10 +66,8 @@ def test_training_says_what_it_does(trained):
     names = "loss bits_per_dim grad_norm param_norm update_norm learning_rate loss_scale images_per_second data_wait_ms"
     assert all(set(names.split()) <= record.keys() for record in logged)
     assert [record["step"] for record in records if record["series"] == "valid"] == [20, 30]
-    assert sorted(path.name for path in (folder / "samples").iterdir()) == [
-        "step-000000030-ema.png",
-        "step-000000030-raw.png",
-    ]
+    names = [f"step-{step:09d}-{weights}.png" for step in (0, STEPS) for weights in ("ema", "raw")]
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == names
 
 
 def test_flags_file_reproduces_the_run(trained, tmp_path, call):
@@ -297,7 +295,7 @@ def test_two_trainers_in_one_folder(copy, call):
         (["--hps=demo", "--blocksparse_op", "--blocksize=16", "--n_ctx=72"], "no multiple of --blocksize=16"),
         (["--hps=demo", "--n_layer=3"], "--n_layer=3 is no multiple of the 2 modes"),
         (["--hps=dmeo"], "Did you mean demo"),
-        (["--hps=demo", "--n_haed=2"], "Did you mean n_head"),
+        (["--hps=demo", "--n_haed=2"], "Did you mean --n_head"),
         (["--hps=c10_150m_pgd1"], "linf_pgd_epsilon"),
         (["--hps=demo", "--dataset=digts"], "digits"),
         (["--hps=demo", "--grad_accumulation=3"], "--grad_accumulation"),

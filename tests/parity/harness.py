@@ -203,7 +203,8 @@ class Report:
     def lines(self) -> Iterable[str]:
         for item in self.comparisons:
             verdict = "ok  " if item.passed else "FAIL"
-            yield f"  {verdict} {item.name:<52} error {item.error:9.3g}  tolerance {item.tolerance:9.3g}  {item.note}".rstrip()
+            numbers = f"error {item.error:9.3g}  tolerance {item.tolerance:9.3g}"
+            yield f"  {verdict} {item.name:<52} {numbers}  {item.note}".rstrip()
         for reason in sorted(set(self.excused.values())):
             count = sum(value == reason for value in self.excused.values())
             yield f"  left {count} array(s) unread: {reason}"

@@ -43,19 +43,20 @@ class System(abc.ABC):
     """One published system.
 
     Args:
-      config: instance of `Config`.
+      config: instance of `config_class`.
       spec: shape of the images it models.
 
     Class attributes:
       name: folder under `tfgen/systems` and `flags/`, value of `--system`.
-      Config: frozen dataclass, every flag of the original script (see `tfgen.settings.flag`).
-      SampleOptions, EvaluateOptions: frozen dataclasses of the extra flags of `tfgen.sample` and `tfgen.evaluate`.
+      config_class: frozen dataclass, every flag of the original script (see `tfgen.settings.flag`).
+      sample_options_class, evaluate_options_class: frozen dataclasses of the extra flags of `tfgen.sample` and
+        `tfgen.evaluate`.
     """
 
     name: ClassVar[str]
-    Config: ClassVar[type]
-    SampleOptions: ClassVar[type]
-    EvaluateOptions: ClassVar[type]
+    config_class: ClassVar[type]
+    sample_options_class: ClassVar[type]
+    evaluate_options_class: ClassVar[type]
 
     network: tf.keras.Model  # what is saved, averaged (EMA) and exported
     state: tf.Module  # what else must survive a restart (replay buffer, sampler history); may be empty
@@ -64,7 +65,7 @@ class System(abc.ABC):
         self.config, self.spec = config, spec
         self.state = tf.Module()
 
-    # Before the network exists ----------------------------------------------------------------------
+    # Before the network exists --------------------------------------------------------------------------
 
     @classmethod
     @abc.abstractmethod
@@ -81,7 +82,7 @@ class System(abc.ABC):
     def half_precision(cls, config: Any) -> bool:
         """Whether the settings ask for 16-bit compute (`--precision=auto` follows it on a GPU)."""
 
-    # Training -----------------------------------------------------------------------------------------
+    # Training -------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
     def recipe(self, train_size: int, ranks: int) -> Recipe:
@@ -100,20 +101,21 @@ class System(abc.ABC):
         """Objective of a prepared batch. `key` is the step's; fold a purpose into it before drawing."""
 
     def after_update(self, step: int, outputs: dict[str, Any]) -> None:
-        """Called on the host after each update with the step's averaged metrics."""
+        """Called on the host after each step with its averaged metrics, for systems that keep track of them."""
+        del step, outputs
 
-    # What the commands need ---------------------------------------------------------------------------
+    # What the commands need -----------------------------------------------------------------------------
 
     @abc.abstractmethod
     def sample(self, count: int, key: Key, options: Any, callback: SampleCallback | None = None) -> np.ndarray:
         """uint8 [count, H, W, C]. Sample i depends on (key, i) only, not on `count`.
 
-        `options` is an instance of `SampleOptions`.
+        `options` is an instance of `sample_options_class`.
         """
 
     def default_evaluate_options(self) -> Any:
-        """The `EvaluateOptions` of evaluations during training."""
-        return self.EvaluateOptions()
+        """The `evaluate_options_class` instance of evaluations during training."""
+        return self.evaluate_options_class()
 
     @abc.abstractmethod
     def evaluate(
@@ -123,7 +125,7 @@ class System(abc.ABC):
 
         The names say what is a likelihood and what a bound. Each metric is a mean over the examples, so that
         ranks can be combined. `batches` can be iterated more than once; the last batch may be smaller.
-        Per-image results that `options` (an instance of `EvaluateOptions`) asks for go to `folder`.
+        Per-image results that `options` (an instance of `evaluate_options_class`) asks for go to `folder`.
         """
 
     @abc.abstractmethod

@@ -89,7 +89,7 @@ def sample_action(
         return run.samples / f"step-{step:09d}-{name}.png"
 
     def draw(name: str, step: int) -> None:
-        images = evaluation.sample(system, recipe.sample_count, key, ranks, system.SampleOptions())
+        images = evaluation.sample(system, recipe.sample_count, key, ranks, system.sample_options_class())
         if ranks.is_first:
             reporter.picture(f"samples/{name}", grids.display_grid(images), step, path(name, step))
 

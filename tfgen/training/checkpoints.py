@@ -117,7 +117,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there are checkpoints, and every one is damaged.
         """
-        damaged = []
+        damaged: list[str] = []
         for step in reversed(self.steps()):
             try:
                 return self._warned(verify(self.path(step)), damaged)

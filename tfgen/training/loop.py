@@ -183,7 +183,8 @@ def diagnosis(outputs: dict[str, float], step: int, recipe: Recipe, checkpoints:
     limit = f" (limit {recipe.max_update_norm:g})" if recipe.max_update_norm else ""
     return (
         f"stopped at step {step}: the last {int(outputs['troubled_steps'])} steps in a row gave no usable update; "
-        f"loss {outputs['loss']:g}, gradient norm {outputs['grad_norm']:g}{limit}, loss scale {outputs['loss_scale']:g}, "
+        f"loss {outputs['loss']:g}, gradient norm {outputs['grad_norm']:g}{limit}, "
+        f"loss scale {outputs['loss_scale']:g}, "
         f"learning rate {outputs['learning_rate']:g}. {kept} "
         f"Try: {advice}; --max_skipped_steps sets how long to wait."
     )

@@ -37,6 +37,7 @@ class Reporter:
         self._faults = DiskFaults("sample grids")
         self._profile_steps = settings.run.profile_range
         self._profiling = False
+        self._headline: dict[str, float] = {}
         self._results: dict[str, float] = {}
         self._picture: pathlib.Path | None = None
         self._clear()
@@ -101,7 +102,6 @@ class Reporter:
     def _clear(self) -> None:
         self._sums: dict[str, float] = collections.defaultdict(float)
         self._steps, self._images, self._wait, self._since = 0, 0, 0.0, time.monotonic()
-        self._headline: dict[str, float] = {}
 
     # Side jobs ------------------------------------------------------------------------------------------
 

@@ -80,8 +80,8 @@ class TrainStep:
         skipped = tf.cond(take, update, lambda: tf.constant(1, tf.int64))
         # An overflow is only trouble when the loss scale can no longer give way.
         overflow = ~norm_is_finite
-        if state.loss_scale and recipe.loss_scale.dynamic:
-            overflow &= state.loss_scale.scale <= recipe.loss_scale.minimum
+        if recipe.loss_scale and recipe.loss_scale.dynamic:
+            overflow &= scale <= recipe.loss_scale.minimum
         troubled = (skipped > 0) | overflow
         state.troubled_steps.assign(tf.where(troubled, state.troubled_steps + 1, 0))
         state.skipped_steps.assign_add(skipped)

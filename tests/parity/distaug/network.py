@@ -65,7 +65,10 @@ class Recorded:
 
     def conditioning(self, case: Case, name: str) -> tf.Tensor | None:
         """The tokens that the network is told: those of array `name`, unless it is unconditional."""
-        return tf.constant(case[name], tf.int32) if self.config.conditioning_types else None
+        if self.config.conditioning_types:
+            return tf.constant(case[name], tf.int32)
+        case.leave_unread(name, "the network is unconditional")
+        return None
 
 
 @checker("distaug", "*.forward.npz")
@@ -81,7 +84,7 @@ def check_forward(case: Case) -> None:
     _check_outputs(case, "train", network(tokens, coordinates, conditioning), tokens)
     if case.matching("act/*"):
         _check_activations(case, recorded, network, network.embedding(tokens, coordinates, conditioning))
-    published.load_into(case.under("ema/"), network)
+    published.load_into(case.under("ema/") or weights, network)
     _check_outputs(case, "eval_ema", network(tokens, coordinates, conditioning), tokens)
 
 
@@ -145,6 +148,7 @@ class Run:
         forward = case.sibling(case.path.name.replace(".train.", ".forward."))
         weights = forward.under("var/")
         self.case, self.recorded = case, Recorded(case, weights)
+        self.averaged = not self.recorded.config.disable_ema_vars
         config = self.recorded.config
         self.network = self.recorded.network()
         published.load_into(weights, self.network)
@@ -156,7 +160,7 @@ class Run:
         # The recorded averages do not start as copies of the weights.
         started = forward.under("ema/")
         for variable, average in zip(self.variables, self.ema.averages, strict=True):
-            average.assign(started[published.published_name(variable)])
+            average.assign(started.get(published.published_name(variable), variable))
         self.schedule = WarmupDecay(
             peak=config.lr,
             warmup_steps=config.warmup_iters,
@@ -226,7 +230,7 @@ def check_train(case: Case) -> None:
     run = Run(case)
     names = [published.published_name(variable) for variable in run.variables]
     case.equal("trace/trainable_order", np.array(names))
-    case.equal("trace/var_order", np.array(published.array_names(run.network)))
+    case.equal("trace/var_order", np.array(published.array_names(run.network, run.averaged)))
     trace = case["trace/loss_lr_gnorm"]  # [steps, 3]
     made = []
     for step in range(1, len(trace) + 1):
@@ -240,7 +244,6 @@ def check_train(case: Case) -> None:
     case.close("trace/loss_lr_gnorm", np.array(made), LOSS)
     for scalar in ("curr_loss_scale", "best_val_loss"):
         case.leave_unread(f"step*/{scalar}:0", OF_THE_LOOP)
-    _ = case.under("wellcond/")
 
 
 @checker("distaug", "*.checkpoint_after*.npz")
@@ -253,12 +256,13 @@ def check_checkpoint(case: Case) -> None:
         train.update(step)
     train.check_state(case, "")
 
-    loaded = published.load_into(case.path, train.network, train.ema.averages, train.optimizer)
+    averages = train.ema.averages if train.averaged else None
+    loaded = published.load_into(case.path, train.network, averages, train.optimizer)
     case.equal("global_step:0", loaded.step)
     with tempfile.TemporaryDirectory() as folder:
         copy = pathlib.Path(folder) / case.path.name
         counters = {name: read[name] for name in published.COUNTERS}
-        published.write(copy, train.network, train.ema.averages, train.optimizer, counters)
+        published.write(copy, train.network, averages, train.optimizer, steps, counters)
         written = published.read(copy)
     case.equal("(names of all arrays)", np.array(list(written)), expected=np.array(list(read)))
     case.leave_unread("Entropy:0", "state of the original's dropout generator")

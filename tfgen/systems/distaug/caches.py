@@ -62,6 +62,7 @@ class Cache:
         return carried
 
     def _shape(self, part: str, batch: Any) -> list:
+        """Shape of what is kept; `batch` is None for any."""
         return [self.slots, batch, self.widths[part]]
 
     # One position -------------------------------------------------------------------------------------
@@ -186,17 +187,14 @@ class FullCache(Cache):
         super().__init__(pattern, *sizes)
         self.slots = self.chunk
 
-    def specs(self) -> dict[str, tf.TensorSpec]:
-        return {part: tf.TensorSpec([None, self.heads, None, w // self.heads], self.dtype) for part, w in self._items()}
-
-    def initial(self, batch: int | tf.Tensor) -> Tables:
-        return {part: tf.zeros([batch, self.heads, 0, w // self.heads], self.dtype) for part, w in self._items()}
-
-    def _items(self):
-        return self.widths.items()
+    def _shape(self, part: str, batch: Any) -> list:
+        earlier = None if batch is None else 0
+        return [batch, self.heads, earlier, self.widths[part] // self.heads]
 
     def enter(self, kept: Tables) -> dict[str, Tables]:
-        return {"earlier": kept, "current": super().initial(tf.shape(kept["key"])[0])}
+        batch = tf.shape(kept["key"])[0]
+        current = {part: tf.zeros([self.slots, batch, width], self.dtype) for part, width in self.widths.items()}
+        return {"earlier": kept, "current": current}
 
     def leave(self, carried: dict[str, Tables], steps: tf.Tensor) -> Tables:
         kept = {}

@@ -7,7 +7,8 @@
 | `model/<variable>/Adam:0`, `/Adam_1:0`  | first and second moment: float32, or words of `moments16` that |
 |                                         | are typed as float16                                           |
 | `adam_beta/beta1_power:0`, `beta2_power`| float32 [], powers of the next update                          |
-| `global_step:0` and others              | counters, see `COUNTERS`                                       |
+| `global_step:0`                         | int64 [], updates made                                         |
+| `num_epochs:0` and others               | see `COUNTERS`                                                 |
 | `Entropy:0`                             | raw bits of the original's dropout generator                   |
 
 The network's variables carry the same names without the leading "model/".
@@ -32,35 +33,39 @@ from tfgen.systems.distaug.transformer import Transformer
 from tfgen.training import moments16
 from tfgen.training.optimizers import Adam
 
-COUNTERS: Mapping[str, Any] = {
-    "global_step:0": np.int64(0),
+COUNTERS: Mapping[str, Any] = {  # with their initial values
     "num_epochs:0": np.int64(0),
     "num_examples_processed:0": np.int64(0),
     "curr_loss_scale:0": np.float32(2.0**16),
     "best_val_loss:0": np.float32(99999.0),
 }
+_STEP = "global_step:0"
 _ENTROPY, _ENTROPY_WORDS = "Entropy:0", 80 * 3 * 1024
 _POWERS = ("adam_beta/beta1_power:0", "adam_beta/beta2_power:0")
 _MAX_BYTES = 2**34  # several times the largest published model with its averages and moments
 
-# The setting that a shape or a missing variable usually hangs on, by a pattern of its name.
-_FLAGS = (
-    (r"sos_token/sos:", "the use_... flags of the augmentations, use_unconditional_augmentation"),
-    (r"sos_token/sos_rot", "use_rotation"),
-    (r"sos_token/sos_c", "use_color"),
-    (r"sos_token/sos_tr", "use_transposition"),
-    (r"sos_token/sos_rev", "use_reverse"),
-    (r"sos_token/sos_js", "use_jigsaw, jigsaw_grid_size"),
-    (r"sos_token/sos_aa", "rand_augment_conditioning"),
-    (r"sos_token/sos_rd", "use_randomly_determined_order, randomly_determined_order_num_perms"),
-    (r"sos_token/sos_data", "use_dataset_conditioning"),
-    (r"lookahead_embedding", "randomly_determined_order_use_lookahead"),
-    (r"pos_emb_[012]", "dataset (the size of its images)"),
-    (r"[qk]_proj", "qk_ratio"),
-    (r"mlp_proj[12]", "mlp_multiple"),
-    (r"/h\d+/", "n_layer"),
-    (r"Ema/ema", "disable_ema_vars"),
-)
+# Settings that decide whether a variable exists, and what its shape is, by a pattern of its name.
+_FLAGS_OF_EXISTENCE = {
+    r"sos_token/sos:": "the use_... flags of the augmentations, use_unconditional_augmentation",
+    r"sos_token/sos_rot": "use_rotation",
+    r"sos_token/sos_c": "use_color",
+    r"sos_token/sos_tr": "use_transposition",
+    r"sos_token/sos_rev": "use_reverse",
+    r"sos_token/sos_js": "use_jigsaw",
+    r"sos_token/sos_aa": "rand_augment_conditioning",
+    r"sos_token/sos_rd": "use_randomly_determined_order",
+    r"sos_token/sos_data": "use_dataset_conditioning",
+    r"lookahead_embedding": "randomly_determined_order_use_lookahead",
+    r"model/h\d+/": "n_layer",
+}
+_FLAGS_OF_SHAPE = {
+    r"sos_token/sos_js": "jigsaw_grid_size",
+    r"sos_token/sos_rd": "randomly_determined_order_num_perms",
+    r"pos_emb_[012]": "dataset, which gives the size of the images",
+    r"[qk]_proj": "qk_ratio",
+    r"mlp_proj[12]": "mlp_multiple",
+}
+_SLOTS = re.compile(r"/(Adam|Adam_1|Ema/ema):0$")
 
 
 class CheckpointError(ValueError):
@@ -92,7 +97,7 @@ def _slot_name(variable: tf.Variable, slot: str) -> str:
 def array_names(network: Transformer, averages: bool = True, moments: bool = True) -> list[str]:
     """Names of all arrays of a checkpoint of `network`, in the order of the original's variables."""
     variables = network.trainable_variables
-    names = [_ENTROPY, *COUNTERS, *map(published_name, variables)]
+    names = [_ENTROPY, _STEP, *COUNTERS, *map(published_name, variables)]
     if moments:
         names += _POWERS
         names += [_slot_name(variable, slot) for variable in variables for slot in ("Adam", "Adam_1")]
@@ -154,22 +159,23 @@ def load_into(
     wanted = _wanted(network, averages, optimizer)
     missing = [name for name, _, _ in wanted if name not in arrays]
     if missing:
-        raise CheckpointError(f"{where} lacks {len(missing)} of {len(wanted)} variables: {_listed(missing)}")
-    wrong = [
-        f"{name} has shape {list(arrays[name].shape)}, expected {variable.shape.as_list()} (flags: {_flags(name)})"
-        for name, variable, _ in wanted
-        if arrays[name].shape != tuple(variable.shape)
-    ]
-    if wrong:
         raise CheckpointError(
-            f"{where} is of another network: {'; '.join(wrong[:8])}{' ...' if len(wrong) > 8 else ''}"
+            f"{where} lacks {len(missing)} of {len(wanted)} variables: {_shortened(missing)}; "
+            f"likely flags: {'; '.join(_flags_of_existence(missing))}"
+        )
+    wrong = [(name, variable) for name, variable, _ in wanted if arrays[name].shape != tuple(variable.shape)]
+    if wrong:
+        shapes = [f"{name} {list(arrays[name].shape)}, expected {v.shape.as_list()}" for name, v in wrong]
+        flags = _matching(_FLAGS_OF_SHAPE, [name for name, _ in wrong])
+        raise CheckpointError(
+            f"{where} is of another network, {len(wrong)} shapes differ: {_shortened(shapes)}; "
+            f"likely flags: {'; '.join([*flags, 'n_embd'])}"
         )
     values = [_converted(name, arrays[name], variable, form) for name, variable, form in wanted]
     for (_, variable, _), value in zip(wanted, values, strict=True):
         variable.assign(value)
-    used = {name for name, _, _ in wanted} | {"global_step:0"}
-    step = int(arrays["global_step:0"]) if "global_step:0" in arrays else 0
-    return Loaded(step, tuple(name for name in arrays if name not in used))
+    used = {name for name, _, _ in wanted} | {_STEP}
+    return Loaded(int(arrays.get(_STEP, 0)), tuple(name for name in arrays if name not in used))
 
 
 def write(
@@ -177,6 +183,7 @@ def write(
     network: Transformer,
     averages: Sequence[tf.Variable] | None = None,
     optimizer: Adam | None = None,
+    step: int = 0,
     counters: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a checkpoint that the original code and `load_into` can read, atomically.
@@ -184,7 +191,8 @@ def write(
     Args:
       path: ends in ".npz".
       network, averages, optimizer: as for `load_into`; packed moments are written as 16-bit words.
-      counters: values of `COUNTERS` that differ from their initial ones.
+      step: updates made so far.
+      counters: those of `COUNTERS` that no longer have their initial values.
 
     Raises:
       CheckpointError: an unknown counter.
@@ -194,7 +202,7 @@ def write(
         raise CheckpointError(f"unknown counters {sorted(unknown)}; a checkpoint has {', '.join(COUNTERS)}")
     # The original's dropout needs a state that is not all zeros; which one is immaterial.
     bits = np.random.RandomState(0).randint(0, 2**32, _ENTROPY_WORDS, np.uint32)
-    arrays: dict[str, Any] = {_ENTROPY: bits.view(np.float32)}
+    arrays: dict[str, Any] = {_ENTROPY: bits.view(np.float32), _STEP: np.int64(step)}
     for name, initial in COUNTERS.items():
         arrays[name] = np.asarray((counters or {}).get(name, initial), initial.dtype)
     arrays |= {name: variable.numpy() for name, variable, _ in _wanted(network, averages, optimizer)}
@@ -230,19 +238,29 @@ def _wanted(
 
 def _converted(name: str, array: np.ndarray, variable: tf.Variable, form: moments16.MomentFormat | None) -> np.ndarray:
     """`array` as `variable` holds it: float32, or packed words typed as float16."""
-    words = array.dtype in (np.float16, np.uint16)
-    if array.dtype != np.float32 and not (form is not None and words):
-        raise CheckpointError(f"{name} has type {array.dtype}, expected float32{' or 16-bit words' if form else ''}")
-    if variable.dtype == tf.float32:
-        return form.decode(array.view(np.uint16)) if words else array
-    return (array.view(np.uint16) if words else form.encode(array)).view(np.float16)
+    if form is None or array.dtype not in (np.float16, np.uint16):
+        if array.dtype != np.float32:
+            raise CheckpointError(
+                f"{name} has type {array.dtype}, expected float32{' or 16-bit words' if form else ''}"
+            )
+        if form is None or variable.dtype == tf.float32:
+            return array
+        return form.encode(array).view(np.float16)
+    words = array.view(np.uint16)
+    return form.decode(words) if variable.dtype == tf.float32 else words.view(np.float16)
 
 
-def _flags(name: str) -> str:
-    specific = [flag for pattern, flag in _FLAGS if re.search(pattern, name)][:1]
-    return ", ".join([*specific, "n_embd"])
+def _matching(flags: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    return [flag for pattern, flag in flags.items() if any(re.search(pattern, name) for name in names)]
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = [f"{name} (likely flags: {_flags(name).removesuffix(', n_embd')})" for name in names[:8]]
-    return ", ".join(shown) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def _flags_of_existence(missing: Sequence[str]) -> list[str]:
+    weights = [name for name in missing if not _SLOTS.search(name)]
+    if any(name.startswith("model/") for name in weights):
+        return _matching(_FLAGS_OF_EXISTENCE, weights)
+    averages = [name for name in missing if name.endswith("/Ema/ema:0")]
+    return ["disable_ema_vars"] * bool(averages) + ["optimizer"] * (len(averages) < len(missing))
+
+
+def _shortened(items: Sequence[str]) -> str:
+    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")

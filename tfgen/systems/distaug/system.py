@@ -6,6 +6,7 @@ Jun et al., "Distribution Augmentation for Generative Modeling", ICML 2020.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -53,9 +54,9 @@ class DistAug(System):
     """Autoregressive block-sparse transformer over sub-pixels, conditioned on the augmentation of each image."""
 
     name = "distaug"
-    Config = Config
-    SampleOptions = SampleOptions
-    EvaluateOptions = EvaluateOptions
+    config_class = Config
+    sample_options_class = SampleOptions
+    evaluate_options_class = EvaluateOptions
 
     def __init__(self, config: Config, spec: ImageSpec):
         super().__init__(config, spec)
@@ -95,7 +96,7 @@ class DistAug(System):
         )
         self._coordinates = tf.constant(self.augmentations.identity_coordinates)  # [1, 3, T]
 
-    # Before the network exists ------------------------------------------------------------------------
+    # Before the network exists --------------------------------------------------------------------------
 
     @classmethod
     def image_spec(cls, config: Config) -> ImageSpec | None:
@@ -174,7 +175,7 @@ class DistAug(System):
         layers = [
             [position[variable.ref()] for variable in block.trainable_variables] for block in self.network.blocks
         ][::-1]
-        groups = [sum(layers[first : first + size], []) for first in range(0, len(layers), size)]
+        groups = [list(itertools.chain(*layers[first : first + size])) for first in range(0, len(layers), size)]
         in_layers = {index for group in groups for index in group}
         groups.append([index for index in range(len(position)) if index not in in_layers])
         return tuple(tuple(group) for group in groups)
@@ -328,5 +329,4 @@ class DistAug(System):
 
     def load_published(self, path: str, state: TrainState) -> None:
         averages = state.averages[0].averages if state.averages else None
-        step = published.load_into(path, self.network, averages, state.optimizer)
-        state.step.assign(step)
+        state.step.assign(published.load_into(path, self.network, averages, state.optimizer).step)

@@ -42,9 +42,7 @@ def token_losses(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
 def dropout(x: tf.Tensor, rate: float, key: Key | None) -> tf.Tensor:
     """Inverted dropout: each entry is kept with probability 1 - rate, and then divided by it.
 
-    Args:
-      x: [B, ...]; the mask of a sample is a function of `key` and of the sample's index only.
-      key: None switches dropout off.
+    The mask of a sample in x [B, ...] depends on `key` and the sample's index only. Without a key nothing is dropped.
     """
     if key is None or rate == 0.0:
         return x
@@ -54,10 +52,7 @@ def dropout(x: tf.Tensor, rate: float, key: Key | None) -> tf.Tensor:
 
 @tf.custom_gradient
 def lookup(table: tf.Tensor, indices: tf.Tensor):
-    """Rows of a table [N, E] at int32 `indices` [...] -> [..., E].
-
-    Unlike that of `tf.gather`, the gradient is dense: the original updates every row of an embedding at every step.
-    """
+    """Rows of a table [N, E] at int32 `indices` [...] -> [..., E]; the gradient is dense, as every row takes part."""
 
     def gradient(upstream: tf.Tensor):
         return tf.math.unsorted_segment_sum(upstream, indices, tf.shape(table)[0]), None
@@ -120,7 +115,7 @@ class InputEmbedding(tf.keras.layers.Layer):
             x += self.embed_lookahead(coordinates, batch, key)
         return tf.cast(x, self.compute_dtype)
 
-    def start_vector(self, conditioning: tf.Tensor | None, batch: int | tf.Tensor) -> tf.Tensor:
+    def start_vector(self, conditioning: tf.Tensor, batch: int | tf.Tensor) -> tf.Tensor:
         """float32 [B, E]: the sum of the rows that an image's conditioning tokens select (Jun et al., section 3)."""
         if self.single_sos is not None:
             return tf.tile(self.single_sos[0], [batch, 1])
@@ -178,7 +173,7 @@ class Linear(tf.keras.layers.Layer):
 class Block(tf.keras.layers.Layer):
     """A pre-normalised residual layer, attention and then a two-layer MLP: Child et al. (2019), equations 9 to 12.
 
-    Every step is an attribute, named as in the original checkpoints.
+    Its steps are attributes, named as in the original checkpoints.
 
     Args:
       index: number of the layer, from 0.
