@@ -20,7 +20,9 @@ STEPS = 50
 
 
 def build(batch_size: int, ranks: int):
-    parsed = settings.parse([*runs.TINY, f"--n_batch={batch_size}", "--logits_w=0.125"])
+    # Embeddings of the size that training gives them; with the tiny initial ones the gradients are far above 1.
+    sizes = ("--logits_w=0.125", "--w_embd_std=0.5", "--pos_embd_std=0.5")
+    parsed = settings.parse([*runs.TINY, f"--n_batch={batch_size}", *sizes])
     system_class = load(parsed.system)
     splits = system_class.open_data(parsed.config, parsed.run.data_dir)
     system = system_class(parsed.config, splits.spec)

@@ -13,7 +13,7 @@ import pytest
 from tests.e2e import runs
 
 KILLS = int(os.environ.get("TFGEN_KILLS", "20"))
-STEPS = 100 * KILLS
+STEPS = 60 * KILLS
 FLAGS = (*runs.TINY, f"--steps={STEPS}", "--save_every=5", "--eval_every=500", "--sample_every=0", "--log_every=50")
 
 
@@ -50,7 +50,7 @@ def test_kill_at_random_moments(tmp_path):
         assert moments[-1][0] >= before, "a kill cost a saved checkpoint"
     output = runs.run("train", *FLAGS, f"--run={killed}")
 
-    print(f"killed {KILLS} times, {sum(during for _, during in moments)} during a save: {moments}")
+    print(f"\nkilled {KILLS} times, {sum(during for _, during in moments)} during a save: {moments}")
     assert "resuming after step" in output
     runs.assert_same_state(runs.saved_state(killed), runs.saved_state(straight))
     assert not list((killed / "checkpoints").glob(".partial-*"))
