@@ -21,7 +21,7 @@ STEPS = 50
 
 def build(batch_size: int, ranks: int):
     # Embeddings of the size that training gives them; with the tiny initial ones the gradients are far above 1.
-    sizes = ("--logits_w=0.125", "--w_embd_std=0.5", "--pos_embd_std=0.5")
+    sizes = ("--logits_w=0.125", "--w_embd_std=0.5", "--pos_embd_std=0.5", "--merge_layer_allreduce=1")
     parsed = settings.parse([*runs.TINY, f"--n_batch={batch_size}", *sizes])
     system_class = load(parsed.system)
     splits = system_class.open_data(parsed.config, parsed.run.data_dir)
@@ -64,7 +64,12 @@ def main() -> None:
     reference = gradients(big_step, big_state, batch_of(big_splits, big_system, big_recipe, 0, 0, 1))
     difference = max(float(tf.reduce_max(tf.abs(a - b))) for a, b in zip(averaged, reference, strict=True))
     largest = max(float(tf.reduce_max(tf.abs(b))) for b in reference)
+    half = tf.function(lambda: ranks.average_gradients(own, tf.float16, recipe.gradient_groups))()
+    rounding = max(float(tf.reduce_max(tf.abs(a - b))) for a, b in zip(averaged, half, strict=True))
     if ranks.is_first:
+        print(
+            f"groups {len(recipe.gradient_groups)}, float16 on the wire changes gradients by {rounding:.3g}", flush=True
+        )
         print(f"largest gradient difference and gradient: {difference:.3g} {largest:.3g}", flush=True)
 
     for step in range(STEPS):

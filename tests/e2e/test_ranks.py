@@ -52,6 +52,12 @@ def test_gradients_equal_one_rank_at_twice_the_batch(comparison):
     assert difference <= 1e-6, line
 
 
+def test_gradients_in_groups_and_in_float16_on_the_wire(comparison):
+    (line,) = [line for line in comparison.splitlines() if "float16 on the wire" in line]
+    assert "groups 3," in line  # one for each layer, one for the rest
+    assert 0 < float(line.split()[-1]) < 2e-3, line
+
+
 def test_weights_are_bit_equal_after_fifty_steps(comparison):
     digests = {line.split()[-1] for line in comparison.splitlines() if "weights after 50 steps" in line}
     assert len([line for line in comparison.splitlines() if "weights after 50 steps" in line]) == 2
