@@ -19,6 +19,7 @@ TINY = (
     "--n_layer=2",
     "--n_head=2",
     "--n_batch=8",
+    "--lr=0.002",
     "--warmup_iters=5",
     "--resid_pdrop=0.1",
     "--samples_to_generate=4",
