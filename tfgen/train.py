@@ -30,12 +30,12 @@ def run(settings: Settings) -> int:
     from tfgen.training.run_folder import RunFolder
 
     ranks = distribute.connect()
-    runtime.configure(settings.run.deterministic)
-    system_class = load(settings.system)
-    runtime.set_precision(settings.run.precision, system_class.half_precision(settings.config), ranks.is_first)
     folder = RunFolder(settings.run_path)
     if ranks.is_first:
         print(f"run folder: {folder.path}", flush=True)
+    runtime.configure(settings.run.deterministic)
+    system_class = load(settings.system)
+    runtime.set_precision(settings.run.precision, system_class.half_precision(settings.config), ranks.is_first)
 
     splits = system_class.open_data(settings.config, settings.run.data_dir)
     ranks.agree((splits.spec, len(splits.train), settings.to_flagfile()), "the data set or the settings")
