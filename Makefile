@@ -47,7 +47,7 @@ soak: venv horovod ## The tests that take too long for every change
 	@$(PYTHON_BIN) -m pytest -m soak $(PYTEST_ARGS)
 
 .PHONY: bazel-test
-bazel-test: venv ## The tests as Bazel targets, with Debian's bazel-bootstrap
+bazel-test: venv horovod ## The tests as Bazel targets, with Debian's bazel-bootstrap
 	@if ! command -v bazel > /dev/null; then
 		echo "make bazel-test needs Bazel 4.2 and its rules from Debian. Type:"
 		echo "  apt-get install --no-install-recommends" \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
+import sys
 import time
 from typing import Any
 
@@ -149,11 +150,11 @@ class Reporter:
 
     def finish(self, step: int, last: int, interrupted: bool, notes: dict[str, float]) -> None:
         """Says where everything is and what to type next. `notes` are further numbers to print beside the results."""
-        path = self._run.path
+        path, programs = self._run.path, program_prefix()
         if interrupted:
             self.say(
                 f"interrupted at step {step:,} of {last:,}; saved. The same command goes on: "
-                f"python -m tfgen.train --run={path}"
+                f"{programs}python -m tfgen.train --run={path}"
             )
             return
         lines = [f"done: {step:,} of {last:,} steps"]
@@ -162,11 +163,20 @@ class Reporter:
         if self._picture:
             lines.append(f"samples:     {self._picture}")
         lines += [
-            f"TensorBoard: tensorboard --logdir {path}",
+            f"TensorBoard: {programs}tensorboard --logdir {path}",
             "next:",
-            f"  python -m tfgen.sample --run={path} --count=64",
-            f"  python -m tfgen.evaluate --run={path} --split=test",
-            f"  python -m tfgen.train --run={path} --steps={2 * max(step, 1)}    # train longer",
-            f"  python -m tfgen.export --run={path}",
+            f"  {programs}python -m tfgen.sample --run={path} --count=64",
+            f"  {programs}python -m tfgen.evaluate --run={path} --split=test",
+            f"  {programs}python -m tfgen.train --run={path} --steps={2 * max(step, 1)}    # train longer",
+            f"  {programs}python -m tfgen.export --run={path}",
         ]
         self.say("\n".join(lines))
+
+
+def program_prefix() -> str:
+    """What to type before `python`: the folder of this interpreter if it lies below the working directory, else ""."""
+    folder = pathlib.Path(sys.executable).parent
+    try:
+        return f"{folder.relative_to(pathlib.Path.cwd())}/"
+    except ValueError:
+        return ""
