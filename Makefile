@@ -46,6 +46,14 @@ lint: venv ## ruff and mypy
 soak: venv horovod ## The tests that take too long for every change
 	@$(PYTHON_BIN) -m pytest -m soak $(PYTEST_ARGS)
 
+# The sanitizers' libraries stand before all others in the process. Python never frees what it means to keep: no leaks.
+.PHONY: asan
+asan: venv ## The tests of the CPU kernels, compiled with AddressSanitizer and UndefinedBehaviorSanitizer
+	@preload=$$(for name in asan ubsan; do $${CXX:-g++} -print-file-name=lib$$name.so; done | paste -sd ' ')
+	LD_PRELOAD="$$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		TFGEN_KERNEL_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g' \
+		$(PYTHON_BIN) -m pytest -p no:cacheprovider tests/kernels/test_blocksparse_cpu.py $(PYTEST_ARGS)
+
 .PHONY: bazel-test
 bazel-test: venv horovod ## The tests as Bazel targets, with Debian's bazel-bootstrap
 	@if ! command -v bazel > /dev/null; then
@@ -73,7 +81,7 @@ lock: ## Rewrites requirements-lock.txt with the newest versions that setup.py a
 
 .PHONY: clean
 clean: ## Removes what building and testing left (keeps .venv and runs)
-	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist *.egg-info tfgen/_kernels_tf*.so $(INSTALLED) .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 	if [[ -e bazel-out ]]; then bazel clean; fi
 
@@ -88,9 +96,14 @@ $(LOCKED): requirements-lock.txt
 	touch $@
 	echo "$(VENV): installed in $$SECONDS s"
 
-# No build isolation: the locked setuptools builds the package, and nothing is downloaded.
-$(INSTALLED): $(LOCKED) setup.py
-	@$(INSTALL) --no-deps --no-build-isolation -e .
+# No build isolation: the locked setuptools builds the package against the locked TensorFlow, and nothing is downloaded.
+$(INSTALLED): $(LOCKED) setup.py $(shell find kernels -type f)
+	@echo "$(VENV): compiling the kernels (about a minute, some more where nvcc is) ..."
+	rm -f tfgen/_kernels_tf*.so
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	if ! compgen -G 'tfgen/_kernels_tf*.so' > /dev/null; then
+		echo "$(VENV): no C++ compiler was found, so tfgen has no compiled kernels and runs in plain TensorFlow" >&2
+	fi
 	touch $@
 
 # The wheel depends on the versions of Horovod, TensorFlow and Python and on nothing of this checkout; a wheel's file

@@ -34,6 +34,7 @@ def run(settings, options: Options) -> int:
     """Exports; returns the exit code."""
     import tensorflow as tf
 
+    from tfgen.ops.library import plain_tensorflow
     from tfgen.restore import restore
 
     restored = restore(settings, options.run, options.weights, options.checkpoint_step)
@@ -50,7 +51,8 @@ def run(settings, options: Options) -> int:
     signatures = restored.system.signatures()
     for signature, function in signatures.items():
         setattr(module, signature, function)
-    tf.saved_model.save(module, str(partial), signatures=signatures)
+    with plain_tensorflow():  # functions are traced here
+        tf.saved_model.save(module, str(partial), signatures=signatures)
     (partial / "flags.txt").write_text(restored.checkpoint.flags, encoding="utf-8")
     (partial / "README.md").write_text(_card(settings, restored, signatures), encoding="utf-8")
     partial.rename(out)

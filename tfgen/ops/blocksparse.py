@@ -1,221 +1,47 @@
-"""Factorised self-attention over one-dimensional sequences, in plain TensorFlow.
+"""Factorised self-attention over one-dimensional sequences.
 
-A `Pattern` says which (query, key) pairs a layer keeps; `attention` computes the layer. Patterns follow
+A `Pattern` says which (query, key) pairs a layer keeps; `attention` computes the layer, by a compiled operation where
+there is one (kernels/blocksparse) and in plain TensorFlow (`reference_attention`) elsewhere. The operation visits the
+blocks that hold a kept pair, and never stores the attention weights: memory grows with T, not with the number of kept
+pairs.
 
-* Child, Gray, Radford, Sutskever, "Generating Long Sequences with Sparse Transformers" (2019), section 4.2: the
-  strided attention is split over two kinds of layer, a window of the last s positions (mode `b`) and every s-th
-  position (mode `bT`), which alternate over the layers of a network rather than over the heads of a layer;
-* Jun et al., "Distribution Augmentation for Generative Modeling" (2020), which fixes the modes below.
-
-Write q and k for the positions of query and key, T = `n_ctx`, s = `window`, m = T / s:
-
-| mode     | pairs kept                                    |
-|----------|-----------------------------------------------|
-| `a`      | k <= q                                        |
-| `a_all`  | all; not causal                               |
-| `b`      | 0 <= q - k < s                                |
-| `bT`,`c` | k <= q and (q - k) mod s = 0                  |
-| `b0`     | k <= q and floor(k / m) = floor(q / m)        |
-| `b_all`  | floor(k / s) = floor(q / s); not causal       |
-| `bT_all` | (q - k) mod s = 0; not causal                 |
+Which of the two runs is logged once. The environment variable TFGEN_PURE_TF=1 and, in the code, `plain_tensorflow()`
+choose plain TensorFlow. Functions compiled by XLA (`jit_compile=True`) need one of them: tracing cannot know of XLA,
+and XLA reports, when it comes to the operation, what to set.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
+import logging
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-MODES = ("a", "a_all", "b", "bT", "c", "b0", "b_all", "bT_all")
-CAUSAL_MODES = ("a", "b", "bT", "c", "b0")
-BLOCK_SIZES = (8, 16, 32, 64)
-_STRIDED_MODES = ("bT", "c", "bT_all")
-# Stands for "excluded" before the softmax. Finite, so that a row never turns into NaN, and far enough below any
-# score for exp(excluded - row maximum) to be exactly 0.
-_EXCLUDED = -3.4e38
+from tfgen.ops import library
+from tfgen.ops.block_lists import BlockLists
+from tfgen.ops.blocksparse_reference import check_shapes, reference_attention
+from tfgen.ops.library import plain_tensorflow
+from tfgen.ops.patterns import CAUSAL_MODES, MODES, STRIDED_MODES, Pattern, PatternError
 
+__all__ = [
+    "CAUSAL_MODES",
+    "MODES",
+    "Pattern",
+    "PatternError",
+    "attention",
+    "block_sparse_attention",
+    "plain_tensorflow",
+    "reference_attention",
+]
 
-class PatternError(ValueError):
-    """An attention pattern that cannot be built with these sizes, or tensors that do not fit a pattern."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pattern:
-    """Which pairs of positions one attention layer keeps.
-
-    Positions are counted in two orders. *Token order* is the order of the sequence that the network models.
-    *Kernel order* is the order in which the kept pairs are gathered into few dense blocks; it differs for the
-    strided modes only (see `token_order`).
-
-    Attributes:
-      mode: one of `MODES`.
-      n_ctx: T, length of the sequence.
-      window: s, the flag `local_attn_ctx`; unused by `a` and `a_all`.
-      blocksize: side of the square blocks of the block-sparse form; used by `layout` only.
-
-    Raises:
-      PatternError: at construction, if the mode does not exist or does not fit the sizes.
-    """
-
-    mode: str
-    n_ctx: int
-    window: int = 64
-    blocksize: int = 32
-
-    def __post_init__(self) -> None:
-        self.validate()
-
-    @property
-    def causal(self) -> bool:
-        return self.mode in CAUSAL_MODES
-
-    @property
-    def chunk(self) -> int:
-        """m = T / s, rounded up: tokens of one residue class (strided modes), or of one chunk (`b0`)."""
-        return -(-self.n_ctx // self.window)
-
-    def validate(self, block_form: bool = False) -> None:
-        """Checks the mode against the sizes; with `block_form` also what the block-sparse form needs.
-
-        Raises:
-          PatternError: says which sizes do not fit, and what would.
-        """
-        mode, n_ctx, window, block = self.mode, self.n_ctx, self.window, self.blocksize
-        if mode not in MODES:
-            raise PatternError(f"unknown attention mode {mode!r}; known modes are {', '.join(MODES)}")
-        if n_ctx < 1 or window < 1:
-            raise PatternError(f"context length and local_attn_ctx must be positive, found {n_ctx} and {window}")
-        reshaped = mode == "b0" or (block_form and mode in ("bT", "c"))
-        if reshaped and n_ctx % window:
-            raise PatternError(
-                f"attention mode {mode!r} needs a context length that is a multiple of local_attn_ctx, found {n_ctx} "
-                f"and {window}; choose a local_attn_ctx that divides {n_ctx}"
-            )
-        if mode in ("b_all", "bT_all") and (n_ctx, window, block) != (1024, 32, 32):
-            raise PatternError(
-                f"attention mode {mode!r} exists for context length 1024, local_attn_ctx 32 and blocksize 32 only, "
-                f"found {n_ctx}, {window} and {block}"
-            )
-        if not block_form:
-            return
-        if block not in BLOCK_SIZES:
-            raise PatternError(f"blocksize must be one of {BLOCK_SIZES}, found {block}")
-        if n_ctx % block:
-            raise PatternError(
-                f"attention in blocks needs a context length that is a multiple of the blocksize, found {n_ctx} and "
-                f"{block}"
-            )
-        if mode == "b" and window % block:
-            raise PatternError(
-                f"attention mode 'b' in blocks needs a local_attn_ctx that is a multiple of the blocksize, found "
-                f"{window} and {block}"
-            )
-        if mode in ("bT", "c", "b0") and self.chunk % block:
-            raise PatternError(
-                f"attention mode {mode!r} in blocks needs context length / local_attn_ctx to be a multiple of the "
-                f"blocksize, found {n_ctx} / {window} = {self.chunk} and {block}"
-            )
-
-    def keeps(self, query: Any, key: Any) -> Any:
-        """The definition: whether the pair is kept, for positions in token order.
-
-        Args:
-          query, key: integer arrays or tensors that broadcast against each other.
-
-        Returns:
-          Booleans of the broadcast shape; an array for arrays, a tensor for tensors.
-        """
-        past = key <= query
-        if self.mode == "a":
-            return past
-        if self.mode == "a_all":
-            return past | (key > query)
-        if self.mode == "b":
-            return past & (query - key < self.window)
-        if self.mode in ("bT", "c"):
-            return past & (query % self.window == key % self.window)
-        if self.mode == "b0":
-            return past & (query // self.chunk == key // self.chunk)
-        if self.mode == "b_all":
-            return query // self.window == key // self.window
-        return query % self.window == key % self.window  # bT_all
-
-    def token_order(self) -> np.ndarray:
-        """int64 [T], the token at each slot of the kernel order: slot r * m + j of a strided mode holds j * s + r."""
-        return _token_order(self)
-
-    def token_mask(self) -> np.ndarray:
-        """bool [T, T], kept pairs by (query, key) in token order. Read-only."""
-        return _token_mask(self)
-
-    def mask(self) -> np.ndarray:
-        """bool [T, T], kept pairs by (query, key) in kernel order. Read-only."""
-        return _mask(self)
-
-    def layout(self) -> np.ndarray:
-        """bool [T / blocksize, T / blocksize], blocks of the kernel order that hold a kept pair. Read-only.
-
-        Raises:
-          PatternError: if the sizes do not fit the block-sparse form.
-        """
-        return _layout(self)
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    array.setflags(write=False)
-    return array
-
-
-@functools.lru_cache(maxsize=64)
-def _token_order(pattern: Pattern) -> np.ndarray:
-    tokens = np.arange(pattern.n_ctx)
-    if pattern.mode in _STRIDED_MODES:
-        tokens = np.argsort(tokens % pattern.window, kind="stable")  # class by class, in order within each
-    return _read_only(tokens)
-
-
-@functools.lru_cache(maxsize=16)
-def _token_mask(pattern: Pattern) -> np.ndarray:
-    positions = np.arange(pattern.n_ctx)
-    return _read_only(pattern.keeps(positions[:, None], positions[None, :]))
-
-
-@functools.lru_cache(maxsize=16)
-def _mask(pattern: Pattern) -> np.ndarray:
-    tokens = pattern.token_order()
-    return _read_only(pattern.keeps(tokens[:, None], tokens[None, :]))
-
-
-@functools.lru_cache(maxsize=64)
-def _layout(pattern: Pattern) -> np.ndarray:
-    pattern.validate(block_form=True)
-    blocks = np.arange(pattern.n_ctx // pattern.blocksize)
-    query, key = blocks[:, None], blocks[None, :]
-    if pattern.mode == "a_all":
-        kept = (query >= 0) & (key >= 0)
-    elif pattern.mode == "a":
-        kept = key <= query
-    elif pattern.mode == "b":
-        kept = (key <= query) & (query - key <= pattern.window // pattern.blocksize)
-    elif pattern.mode in ("b_all", "bT_all"):
-        kept = key == query
-    else:  # bT, c, b0: chunks of m positions, one after another
-        per_chunk = pattern.chunk // pattern.blocksize
-        kept = (key <= query) & (query // per_chunk == key // per_chunk)
-    return _read_only(kept)
+_DTYPES = (tf.float32, tf.bfloat16, tf.float16)
 
 
 def attention(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, pattern: Pattern, num_heads: int) -> tf.Tensor:
     """Multi-head attention restricted to the pairs of `pattern`, everything in token order.
 
-    Child et al. (2019), equations 2 and 3: softmax(q k^T / sqrt(Dk)) v over the kept keys. Scores, softmax and the
-    weighted sum are computed in float32 whatever the dtype of the arguments. Head j owns columns j * D .. (j + 1) * D
-    - 1 of each argument. Cost per sequence and head, where s divides T: T * m for `bT`, `c` and `b0`, 2 * T * s for
-    `b`; T * T otherwise.
+    Child et al. (2019), equations 2 and 3: softmax(q k^T / sqrt(Dk)) v over the kept keys, summed in float32 whatever
+    the dtype of the arguments (float64: in float64). Head j owns columns j * D .. (j + 1) * D - 1 of each argument.
 
     Args:
       query, key: [B, T, H * Dk], floating point.
@@ -229,102 +55,79 @@ def attention(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, pattern: Patte
     Raises:
       PatternError: if the shapes do not fit the pattern or the number of heads.
     """
-    _check_shapes(query, key, value, pattern, num_heads)
-    head_size = query.shape[-1] // num_heads
-    q = _split_heads(tf.cast(query, tf.float32) / math.sqrt(head_size), num_heads)  # [B, T, H, Dk]
-    k = _split_heads(tf.cast(key, tf.float32), num_heads)  # [B, T, H, Dk]
-    v = _split_heads(tf.cast(value, tf.float32), num_heads)  # [B, T, H, Dv]
-    divides = pattern.n_ctx % pattern.window == 0
-    if pattern.mode in _STRIDED_MODES and divides:
-        attended = _strided(q, k, v, pattern)
-    elif pattern.mode in ("b0", "b_all"):
-        attended = _chunked(q, k, v, pattern)
-    elif pattern.mode == "b" and divides:
-        attended = _banded(q, k, v, pattern)
-    else:
-        attended = _dense(q, k, v, pattern)
-    return tf.cast(tf.reshape(attended, tf.shape(value)), value.dtype)  # [B, T, H * Dv]
+    check_shapes(query, key, value, pattern, num_heads)
+    compiled = library.load()
+    if compiled is None:
+        return reference_attention(query, key, value, pattern, num_heads)
+    blocks = pattern.block_form()
+    obstacle = _obstacle(compiled, {query.dtype, key.dtype, value.dtype}, pattern, blocks)
+    if obstacle or blocks is None:
+        library.log_once(logging.WARNING, f"attention in plain TensorFlow: {obstacle}")
+        return reference_attention(query, key, value, pattern, num_heads)
+    stride = pattern.window if pattern.mode in STRIDED_MODES else 1
+    return block_sparse_attention(query, key, value, blocks.block_lists(), num_heads, stride)
 
 
-def _check_shapes(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, pattern: Pattern, num_heads: int) -> None:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.shape.rank != 3 or tensor.shape[1] != pattern.n_ctx:
-            raise PatternError(f"{name} must have shape [B, {pattern.n_ctx}, features], found {tensor.shape}")
-        if tensor.shape[2] is None or tensor.shape[2] % num_heads:
-            raise PatternError(f"the features of {name} must divide into {num_heads} heads, found {tensor.shape}")
-    if query.shape[2] != key.shape[2]:
-        raise PatternError(f"query and key must have the same features, found {query.shape} and {key.shape}")
+def _obstacle(compiled: library.Library, dtypes: set[tf.DType], pattern: Pattern, blocks: Pattern | None) -> str:
+    """Why the compiled operation cannot compute this layer; empty if it can."""
+    if blocks is None:
+        return (
+            f"no blocksize fits mode {pattern.mode!r} with context length {pattern.n_ctx} and local_attn_ctx "
+            f"{pattern.window}"
+        )
+    if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
+        found = ", ".join(sorted(dtype.name for dtype in dtypes))
+        return f"the compiled operation takes float32, bfloat16 or float16, the same for all arguments, found {found}"
+    if not compiled.cuda and tf.config.list_logical_devices("GPU"):
+        return "the kernels were built without CUDA (no nvcc was found then), and there is a GPU"
+    return ""
 
 
-def _split_heads(tensor: tf.Tensor, num_heads: int) -> tf.Tensor:
-    batch, length, features = tf.shape(tensor)[0], tensor.shape[1], tensor.shape[2]
-    return tf.reshape(tensor, [batch, length, num_heads, features // num_heads])
+def block_sparse_attention(
+    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, lists: BlockLists, num_heads: int, stride: int = 1
+) -> tf.Tensor:
+    """The compiled operation, for any layout. Differentiable, once; the same bits every time.
+
+    Args:
+      query, key: [B, T, H * Dk], float32, bfloat16 or float16.
+      value: [B, T, H * Dv], the dtype of `query`.
+      lists: kept blocks, with one layout or one for each head; T is `lists.blocks * lists.blocksize`.
+      num_heads: H.
+      stride: the lists speak of slots; slot i is token (i % m) * stride + i // m, m = T / stride. 1: slots are tokens.
+
+    Returns:
+      [B, T, H * Dv], the dtype of `value`; zero where a query keeps no key.
+
+    Raises:
+      RuntimeError: where there is no compiled library, or plain TensorFlow was asked for.
+      tf.errors.InvalidArgumentError: arguments that do not fit together (ValueError while a graph is built).
+    """
+    compiled = library.load()
+    if compiled is None:
+        raise RuntimeError(
+            "block_sparse_attention takes any layout and has no form in plain TensorFlow: "
+            f"unset {library.PURE_VARIABLE} or build the kernels: {library.REBUILD}"
+        )
+    out, _ = compiled.operations.tfgen_blocksparse_attention(
+        query, key, value, *lists.tensors(), num_heads=num_heads, blocksize=lists.blocksize, stride=stride
+    )
+    return out
 
 
-def _attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, keep: tf.Tensor | None) -> tf.Tensor:
-    """[..., Q, Dk], [..., K, Dk], [..., K, Dv], bool broadcasting to [..., Q, K] -> [..., Q, Dv]."""
-    scores = tf.matmul(q, k, transpose_b=True)  # [..., Q, K]
-    if keep is not None:
-        scores = tf.where(keep, scores, _EXCLUDED)
-    return tf.matmul(tf.nn.softmax(scores), v)
+@tf.RegisterGradient("TfgenBlocksparseAttention")
+def _attention_gradient(op: Any, dout: tf.Tensor, _: tf.Tensor) -> list[tf.Tensor | None]:
+    """The log-sum-exp, the second output, is for this function alone and has no gradient of its own."""
+    operations = library.loaded().operations
+    attributes = {name: op.get_attr(name) for name in ("num_heads", "blocksize", "stride")}
+    query, key, value, *lists = op.inputs
+    out, lse = op.outputs
+    gradients = operations.tfgen_blocksparse_attention_grad(query, key, value, out, lse, dout, *lists, **attributes)
+    return [*gradients, *[None] * len(lists)]
 
 
-def _dense(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, pattern: Pattern) -> tf.Tensor:
-    """All pairs, masked. [B, T, H, D] -> [B, T, H, Dv]."""
-    q, k, v = (tf.transpose(x, [0, 2, 1, 3]) for x in (q, k, v))  # [B, H, T, D]
-    keep = None
-    if pattern.mode != "a_all":
-        # From ranges rather than from `token_mask`: a graph that holds a T x T constant is too large to save.
-        positions = tf.range(pattern.n_ctx)
-        keep = pattern.keeps(positions[:, None], positions[None, :])
-    return tf.transpose(_attend(q, k, v, keep), [0, 2, 1, 3])
-
-
-def _chunk_mask(length: int, pattern: Pattern) -> tf.Tensor | None:
-    positions = tf.range(length)
-    return positions[None, :] <= positions[:, None] if pattern.causal else None
-
-
-def _strided(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, pattern: Pattern) -> tf.Tensor:
-    """Attention inside each of the s residue classes. [B, T, H, D] -> [B, T, H, Dv]."""
-    m, s = pattern.chunk, pattern.window
-
-    def gather(x: tf.Tensor) -> tf.Tensor:
-        by_class = tf.reshape(x, [tf.shape(x)[0], m, s, x.shape[2], x.shape[3]])  # [B, m, s, H, D]
-        return tf.transpose(by_class, [0, 2, 3, 1, 4])  # [B, s, H, m, D]
-
-    attended = _attend(gather(q), gather(k), gather(v), _chunk_mask(m, pattern))  # [B, s, H, m, Dv]
-    return tf.transpose(attended, [0, 3, 1, 2, 4])  # [B, m, s, H, Dv], which reshapes to token order
-
-
-def _chunked(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, pattern: Pattern) -> tf.Tensor:
-    """Attention inside chunks of consecutive tokens. [B, T, H, D] -> [B, T, H, Dv]."""
-    length = pattern.chunk if pattern.mode == "b0" else pattern.window
-    q, k, v = (_chunks(x, length) for x in (q, k, v))
-    attended = _attend(q, k, v, _chunk_mask(length, pattern))  # [B, T / length, H, length, Dv]
-    return tf.transpose(attended, [0, 1, 3, 2, 4])
-
-
-def _chunks(x: tf.Tensor, length: int) -> tf.Tensor:
-    """[B, T, H, D] -> [B, T / length, H, length, D]."""
-    chunks = tf.reshape(x, [tf.shape(x)[0], x.shape[1] // length, length, x.shape[2], x.shape[3]])
-    return tf.transpose(chunks, [0, 1, 3, 2, 4])
-
-
-def _banded(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, pattern: Pattern) -> tf.Tensor:
-    """A window of s: each chunk of s queries against its own and the previous chunk. [B, T, H, D] -> [B, T, H, Dv]."""
-    s = pattern.window
-
-    def with_previous(x: tf.Tensor) -> tf.Tensor:
-        own = _chunks(x, s)  # [B, n, H, s, D]
-        # The first chunk gets the last one, which the mask excludes. Rolling, since a slice has a slow gradient.
-        previous = tf.roll(own, 1, axis=1)
-        return tf.concat([previous, own], axis=3)  # [B, n, H, 2 * s, D]
-
-    query, key = tf.range(s)[:, None] + s, tf.range(2 * s)[None, :]  # positions within the pair of chunks
-    in_window = (key <= query) & (query - key < s)  # [s, 2 * s]
-    # The first chunk has no previous one.
-    exists = (tf.range(pattern.n_ctx // s)[:, None, None] > 0) | (key >= s)  # [n, 1, 2 * s]
-    keep = (in_window & exists)[:, None]  # [n, 1, s, 2 * s]
-    attended = _attend(_chunks(q, s), with_previous(k), with_previous(v), keep)  # [B, n, H, s, Dv]
-    return tf.transpose(attended, [0, 1, 3, 2, 4])
+@tf.RegisterGradient("TfgenBlocksparseAttentionGrad")
+def _no_second_gradient(op: Any, *_: tf.Tensor) -> None:
+    raise NotImplementedError(
+        f"the compiled block-sparse attention has no second derivative; set {library.PURE_VARIABLE}=1 or build the "
+        "function within tfgen.ops.blocksparse.plain_tensorflow()"
+    )

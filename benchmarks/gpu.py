@@ -1,0 +1,225 @@
+"""`python -m benchmarks.gpu`: the CUDA kernels of block-sparse attention at the published shapes, through the C ABI.
+
+Needs PyTorch with a CUDA device and nvcc, not TensorFlow. Prints one JSON line a case: medians of forward and backward
+in milliseconds, the bytes that must move (each operand and result once) a second and their share of a measured copy
+bandwidth, operations a second on kept blocks (2 products forward, 5 backward), and the same times of PyTorch's
+FlexAttention, with the same mask in blocks of 128, and of its dense causal attention, with the error instead where one
+of them does not run. The first line is the copy bandwidth. Every case is checked against float32 attention before it
+is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tests.gpu import build
+from tests.gpu.block_lists import band, classes, kernel_order
+
+HEADS, WIDTH, BLOCKSIZE = 16, 32, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One kind of layer of a published network."""
+
+    length: int
+    window: int
+    mode: str  # b or bT
+
+    @property
+    def stride(self) -> int:
+        return self.window if self.mode == "bT" else 1
+
+    def mask(self) -> np.ndarray:
+        """bool [1, T, T], kernel order."""
+        return classes(self.length, self.window) if self.mode == "bT" else band(self.length, self.window)
+
+
+LAYERS = {
+    "c10_b": Layer(3072, 96, "b"),
+    "c10_bT": Layer(3072, 96, "bT"),
+    "i64_b": Layer(12288, 128, "b"),
+    "i64_bT": Layer(12288, 128, "bT"),
+}
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="shapes to time")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="dtypes to time")
+    parser.add_argument("--batch", type=int, default=4, help="sequences; few of them do not fill a large card")
+    parser.add_argument("--repeats", type=int, default=50, help="timed calls, after five to warm up")
+    options = parser.parse_args(argv)
+    reason = build.reason_to_skip()
+    if reason is not None:
+        parser.exit(1, f"benchmarks.gpu cannot run here: {reason}\n")
+
+    import torch
+
+    bandwidth = copy_bandwidth(options.repeats)
+    device = torch.cuda.get_device_name()
+    print(json.dumps({"benchmark": "gpu", "device": device, "copy_bytes_per_second": round(bandwidth)}), flush=True)
+    for name in options.layers:
+        for dtype in options.dtypes:
+            line = {"benchmark": "gpu", "device": device, "layer": name, "dtype": dtype, "batch": options.batch}
+            line |= measure(LAYERS[name], getattr(torch, dtype), options.batch, options.repeats, bandwidth)
+            print(json.dumps(line), flush=True)
+    return 0
+
+
+def milliseconds(call: Callable[[], Any], repeats: int, before: Callable[[], Any] | None = None) -> float:
+    """Median time of a call on the device, by CUDA events; `before` runs ahead of each one, untimed."""
+    import torch
+
+    # Larger than any L2 cache; written before each call, so that operands come from device memory.
+    scratch = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    times = []
+    for repeat in range(repeats + 5):
+        if before is not None:
+            before()
+        scratch.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        if repeat >= 5:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def copy_bandwidth(repeats: int) -> float:
+    """Bytes a second, read and written, of a copy of 1 GiB."""
+    import torch
+
+    source = torch.zeros(1 << 30, dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / (milliseconds(lambda: target.copy_(source), repeats) * 1e-3)
+
+
+def measure(layer: Layer, dtype: Any, batch: int, repeats: int, bandwidth: float) -> dict[str, Any]:
+    import torch
+
+    from tests.gpu.launchers import Launchers
+
+    mask = layer.mask()
+    attention = Launchers(build.library(), mask, HEADS, BLOCKSIZE, layer.stride)
+    torch.manual_seed(0)
+    shape = [batch, layer.length, HEADS * WIDTH]
+    q, k, v, dout = (torch.randn(shape, device="cuda").to(dtype) for _ in range(4))
+    out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
+    lse, delta = (torch.empty(batch, HEADS, layer.length, device="cuda") for _ in range(2))
+
+    def forward() -> None:
+        attention.forward(q, k, v, out, lse)
+
+    def backward() -> None:
+        attention.backward(q, k, v, out, dout, lse, delta, dq, dk, dv)
+
+    forward()
+    backward()
+    check(layer, q, k, v, out, mask)
+
+    tensor_bytes, row_bytes = q.numel() * q.element_size(), lse.numel() * lse.element_size()
+    blocks = mask.reshape(mask.shape[1] // BLOCKSIZE, BLOCKSIZE, -1, BLOCKSIZE).any(axis=(1, 3)).sum()
+    product = 2 * BLOCKSIZE * BLOCKSIZE * WIDTH * int(blocks) * HEADS * batch  # operations of one
+    result: dict[str, Any] = {"kept_blocks_per_head": int(blocks)}
+    # Forward: q, k, v, out, lse. Backward: q, k, v, out, dout, dq, dk, dv and lse.
+    for name, call, tensors, products in (("forward", forward, 4, 2), ("backward", backward, 8, 5)):
+        seconds = milliseconds(call, repeats) * 1e-3
+        needed = tensors * tensor_bytes + row_bytes
+        result |= {
+            f"{name}_ms": round(seconds * 1e3, 4),
+            f"{name}_bytes_per_second": round(needed / seconds),
+            f"{name}_share_of_bandwidth": round(needed / seconds / bandwidth, 3),
+            f"{name}_flop_per_second": round(products * product / seconds),
+        }
+    heads = [x.unflatten(2, [HEADS, WIDTH]).transpose(1, 2).contiguous() for x in (q, k, v, dout)]
+    for name, function in (("flex", flex(layer)), ("sdpa_dense_causal", dense_causal)):
+        result |= others(name, function, heads, repeats)
+    return result
+
+
+def check(layer: Layer, q: Any, k: Any, v: Any, out: Any, mask: np.ndarray) -> None:
+    """Compares the first head of the first sequence.
+
+    Raises:
+      RuntimeError: if the output is off by more than rounding.
+    """
+    import torch
+
+    order = torch.from_numpy(kernel_order(layer.length, layer.stride)).cuda()
+    q, k, v, out = (x[0, order, :WIDTH].float() for x in (q, k, v, out))
+    scores = (q @ k.T / math.sqrt(WIDTH)).masked_fill(~torch.from_numpy(mask[0]).cuda(), -math.inf)
+    error = (scores.softmax(-1) @ v - out).abs().max().item()
+    if not error < 0.05:
+        raise RuntimeError(f"{layer}: the output differs from dense attention by {error}; nothing to time")
+
+
+def others(name: str, function: Callable[..., Any], heads: list[Any], repeats: int) -> dict[str, Any]:
+    """Times of another implementation, on contiguous [B, H, T, D], or why it has none."""
+    import torch
+
+    q, k, v = (x.detach().clone().requires_grad_() for x in heads[:3])
+    outs: list[Any] = []
+
+    def forward() -> None:
+        with torch.no_grad():
+            function(q, k, v)
+
+    def before_backward() -> None:
+        outs[:] = [function(q, k, v)]
+
+    def backward() -> None:
+        torch.autograd.grad(outs[0], (q, k, v), heads[3])
+
+    try:
+        return {
+            f"{name}_forward_ms": round(milliseconds(forward, repeats), 4),
+            f"{name}_backward_ms": round(milliseconds(backward, repeats, before_backward), 4),
+        }
+    except Exception as error:  # whatever it raises, the line says so and our own times stand
+        return {f"{name}_error": f"{type(error).__name__}: {error}"[:200]}
+
+
+def flex(layer: Layer) -> Callable[..., Any]:
+    """FlexAttention with the same kept pairs; mode bT in kernel order, its transpositions not timed."""
+    import torch
+
+    length, window = layer.length, layer.window
+    per_class = length // window
+
+    def kept(_b: Any, _h: Any, query: Any, key: Any) -> Any:
+        if layer.mode == "b":
+            return (key <= query) & (query - key < window)
+        return (key <= query) & (query // per_class == key // per_class)
+
+    compiled: list[Any] = []
+
+    def call(q: Any, k: Any, v: Any) -> Any:
+        if not compiled:  # here, so that a release without it is an error of this line alone
+            from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+            compiled.extend((torch.compile(flex_attention), create_block_mask(kept, None, None, length, length)))
+        return compiled[0](q, k, v, block_mask=compiled[1])
+
+    return call
+
+
+def dense_causal(q: Any, k: Any, v: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

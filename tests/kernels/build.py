@@ -1,0 +1,108 @@
+"""Compiles kernels for the tests and describes their C structs to ctypes. Needs a C++ compiler, not TensorFlow."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU_SOURCES = tuple(
+    f"kernels/blocksparse/blocksparse_cpu{suffix}.cc" for suffix in ("", "_portable", "_avx2", "_avx512")
+)
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror")
+EXTRA_FLAGS = "TFGEN_KERNEL_CXXFLAGS"  # environment variable, such as "-g -fsanitize=address,undefined"
+
+FLOAT32, BFLOAT16, FLOAT16 = range(3)  # TfgenDtype
+
+
+def compiler() -> str | None:
+    """Path of the C++ compiler: $CXX or g++; None where there is none."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def compile_cpu_kernels(folder: Path) -> Path:
+    """Compiles the CPU kernels, one file after the other, and links them.
+
+    Returns:
+      The shared library, in `folder`.
+
+    Raises:
+      RuntimeError: with the compiler's words, if a file does not compile.
+    """
+    command = [compiler() or "g++", *FLAGS, *shlex.split(os.environ.get(EXTRA_FLAGS, ""))]
+    objects = []
+    for source in CPU_SOURCES:
+        objects.append(str(folder / (Path(source).stem + ".o")))
+        _run([*command, "-I.", "-c", source, "-o", objects[-1]])
+    library = folder / "libtfgen_blocksparse_cpu.so"
+    _run([*command, "-shared", *objects, "-o", str(library)])
+    return library
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
+
+
+class Shape(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "length", "key_size", "value_size")),
+        *((name, ctypes.c_int32) for name in ("blocksize", "stride", "dtype")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class Lists(ctypes.Structure):
+    _fields_ = (
+        ("layouts", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("offsets", "columns", "masks", "mask_bits")),
+    )
+
+
+class Forward(ctypes.Structure):
+    _fields_ = (
+        ("shape", Shape),
+        ("rows", Lists),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "lse")),
+    )
+
+
+class Backward(ctypes.Structure):
+    _fields_ = (
+        ("shape", Shape),
+        ("rows", Lists),
+        ("columns", Lists),
+        *((name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "dout", "lse", "delta", "dq", "dk", "dv")),
+    )
+
+
+class Decode(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "slots", "key_size", "value_size", "visible")),
+        ("dtype", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "out")),
+    )
+
+
+def load_cpu_kernels(library: Path) -> ctypes.CDLL:
+    """The library with the signatures of its functions set."""
+    loaded = ctypes.CDLL(str(library))
+    loaded.tfgen_blocksparse_units.argtypes = [ctypes.POINTER(Shape)]
+    loaded.tfgen_blocksparse_units.restype = ctypes.c_int64
+    loaded.tfgen_blocksparse_cpu_isa.restype = ctypes.c_char_p
+    for name, struct in (
+        ("forward", Forward),
+        ("backward_query", Backward),
+        ("backward_key", Backward),
+        ("decode", Decode),
+    ):
+        function = getattr(loaded, f"tfgen_blocksparse_{name}_cpu")
+        function.argtypes = [ctypes.POINTER(struct), ctypes.c_int64, ctypes.c_int64]
+        function.restype = None
+    return loaded
