@@ -43,8 +43,11 @@ lint: venv ## ruff and mypy
 	$(VENV)/bin/mypy
 
 .PHONY: soak
-soak: venv horovod ## The tests that take too long for every change
-	@$(PYTHON_BIN) -m pytest -m soak $(PYTEST_ARGS)
+soak: venv horovod ## What takes too long for every change: 60 kills, and the kernels on fresh inputs ten times
+	@TFGEN_KILLS=60 $(PYTHON_BIN) -m pytest -s tests/e2e/test_kill.py
+	for round in {1..10}; do
+		TFGEN_TEST_SEED=fresh $(PYTHON_BIN) -m pytest tests/kernels/test_blocksparse_cpu.py tests/ops/test_blocksparse_op.py
+	done
 
 # The sanitizers' libraries stand before all others in the process. Python never frees what it means to keep: no leaks.
 .PHONY: asan

@@ -2,8 +2,7 @@
 
 The error of a kernel is compared with that of a naive computation in the same dtype: at most twice as large, three
 times for gradients, plus a floor of a few roundings of the terms that a result sums, without which an exact result of
-the naive version would ask for an exact one. Inputs are fresh in every run; the seed is printed with a failure, and the
-environment variable TFGEN_TEST_SEED repeats it.
+the naive version would ask for an exact one. `tests/seeds.py` says how to run them on fresh inputs.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import ctypes
 import dataclasses
 import itertools
 import os
-import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +21,12 @@ import pytest
 
 from tests.kernels import build
 from tests.kernels.attention import BlockLists, Result, block_lists, kernel_order, magnitudes, naive
+from tests.seeds import SEED
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 DTYPES = {"float32": build.FLOAT32, "bfloat16": build.BFLOAT16, "float16": build.FLOAT16}
 ISAS = ("portable", "avx2", "avx512")
-SEED = int(os.environ.get("TFGEN_TEST_SEED") or secrets.randbits(32))
 
 
 @dataclasses.dataclass(frozen=True)

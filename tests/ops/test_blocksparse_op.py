@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.ops.attention_oracle import assert_as_good_as_naive, output_and_gradients, token_masks
+from tests.seeds import SEED
 from tfgen.ops import library
 from tfgen.ops.block_lists import BlockLists, from_layout
 from tfgen.ops.blocksparse import (
@@ -26,6 +27,7 @@ from tfgen.ops.blocksparse import (
 LIBRARY = library.load()
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="the kernels are not built")
 DTYPES = [tf.float32, tf.bfloat16, tf.float16]
+RANDOM = np.random.default_rng(SEED)
 PATTERNS = [
     Pattern("a", 96, 64, 8), Pattern("a_all", 64, 64, 16), Pattern("b", 96, 32, 16), Pattern("b", 96, 32, 32),
     Pattern("bT", 96, 6, 8), Pattern("bT", 96, 3, 32), Pattern("c", 96, 6, 16), Pattern("b0", 96, 6, 8),
@@ -36,15 +38,13 @@ PATTERNS = [
 
 def fresh(shape: tuple[int, int, int], value_features: int, scale: float = 1.0) -> list[np.ndarray]:
     """q, k, v and a weighting of the output, different at every call."""
-    random, (batch, length, _) = np.random.default_rng(), shape
-    value = (batch, length, value_features)
-    return [random.normal(size=size) * scale for size in (shape, shape, value)] + [random.normal(size=value)]
+    value = (*shape[:2], value_features)
+    return [RANDOM.normal(size=size) * scale for size in (shape, shape, value)] + [RANDOM.normal(size=value)]
 
 
 def random_lists(blocks: int, blocksize: int, layouts: int, density: float) -> BlockLists:
-    random = np.random.default_rng()
-    layout = random.random([layouts, blocks, blocks]) < density
-    tiles = random.random([layout.sum(), blocksize, blocksize]) < random.choice([0.0, 0.5, 1.0], [layout.sum(), 1, 1])
+    layout = RANDOM.random([layouts, blocks, blocks]) < density
+    tiles = RANDOM.random([layout.sum(), blocksize, blocksize]) < RANDOM.choice([0.0, 0.5, 1.0], [layout.sum(), 1, 1])
     return from_layout(layout, blocksize, tiles)
 
 
