@@ -60,7 +60,7 @@ def run(settings: Settings) -> int:
     def make_actions(state, reporter):
         return [
             actions.evaluation_action(system, splits, recipe, settings, ranks, folder, state, reporter),
-            actions.sample_action(system, recipe, ranks, folder, state, reporter),
+            actions.sample_action(system, splits, recipe, ranks, folder, state, reporter),
         ]
 
     try:

@@ -87,7 +87,7 @@ def test_refuses() -> None:
     gradient = tf.constant([1.0])
     with pytest.raises(ValueError, match="max_norm is -1"):
         clip_by_global_norm([gradient], -1.0, non_finite="zero")
-    with pytest.raises(ValueError, match="'zero' or 'clamp'"):
-        clip_by_global_norm([gradient], 1.0, non_finite="skip")
+    with pytest.raises(ValueError, match="'zero', 'clamp' or 'skip'"):
+        clip_by_global_norm([gradient], 1.0, non_finite="drop")
     with pytest.raises(ValueError, match=r"1 of 2 variables \(indices \[1\]\).*UnconnectedGradients.ZERO"):
         clip_by_global_norm([gradient, None], 1.0, non_finite="zero")

@@ -99,6 +99,24 @@ def open_tfds(name: str, data_dir: str) -> Splits:
     return complete_splits(train, valid, test)
 
 
+def two_splits(name: str, splits: tuple[str, str], data_dir: str, files: str) -> tuple[TfdsSource, TfdsSource]:
+    """Two splits of a TFDS data set in their stored order, where the files of the original code are not there.
+
+    Args:
+      name, data_dir: as for `open_tfds`.
+      splits: names of the splits.
+      files: for the message: which files could be placed where instead.
+
+    Raises:
+      DataError: the data set cannot be prepared.
+    """
+    try:
+        builder = prepared_builder(name, data_dir)
+    except DataError as error:
+        raise DataError(f"{error}\nOr place the original's own files: {files}.") from error
+    return TfdsSource(builder, splits[0]), TfdsSource(builder, splits[1])
+
+
 def prepared_builder(name: str, data_dir: str) -> Any:
     """A `tfds.core.DatasetBuilder` whose data are on disk. Raises as `open_tfds` does."""
     import tensorflow_datasets as tfds  # here: it takes seconds, and most runs do without

@@ -9,13 +9,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
 from tfgen.data.source import ImageSpec, Splits
+from tfgen.monitor.window import Statistic
 from tfgen.randomness import Key, StepDraws
 from tfgen.training.recipe import Recipe
 
@@ -51,12 +52,14 @@ class System(abc.ABC):
       config_class: frozen dataclass, every flag of the original script (see `tfgen.settings.flag`).
       sample_options_class, evaluate_options_class: frozen dataclasses of the extra flags of `tfgen.sample` and
         `tfgen.evaluate`.
+      window_statistics: what is logged of a metric over several steps; see `tfgen.monitor.window.summarize`.
     """
 
     name: ClassVar[str]
     config_class: ClassVar[type]
     sample_options_class: ClassVar[type]
     evaluate_options_class: ClassVar[type]
+    window_statistics: ClassVar[Mapping[str, Statistic]] = {}
 
     network: tf.keras.Model  # what is saved, averaged (EMA) and exported
     state: tf.Module  # what else must survive a restart (replay buffer, sampler history); may be empty
@@ -127,6 +130,16 @@ class System(abc.ABC):
         ranks can be combined. `batches` can be iterated more than once; the last batch may be smaller.
         Per-image results that `options` (an instance of `evaluate_options_class`) asks for go to `folder`.
         """
+
+    def pictures(self, images: np.ndarray, key: Key) -> dict[str, np.ndarray]:
+        """Further pictures for the run's log, beside the sample grid: uint8 [height, width, 3 or 1] by name.
+
+        Args:
+          images: the first `Recipe.picture_images` images of the evaluation split, uint8 [B, H, W, C].
+          key: the same at every step of a run.
+        """
+        del images, key
+        return {}
 
     @abc.abstractmethod
     def signatures(self) -> dict[str, tf.types.experimental.GenericFunction]:

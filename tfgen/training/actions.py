@@ -7,6 +7,8 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 
+import numpy as np
+
 from tfgen import evaluation
 from tfgen.data.source import Splits
 from tfgen.distribute import Ranks
@@ -80,10 +82,15 @@ def evaluation_action(
 
 
 def sample_action(
-    system: System, recipe: Recipe, ranks: Ranks, run: RunFolder, state: TrainState, reporter: Reporter
+    system: System, splits: Splits, recipe: Recipe, ranks: Ranks, run: RunFolder, state: TrainState, reporter: Reporter
 ) -> Action:
-    """Draws a grid from the raw and from the averaged weights, with the same random numbers every time."""
+    """Draws a grid from the raw and from the averaged weights, with the same random numbers every time.
+
+    From the averaged weights (the raw ones where there are none) also come the system's own pictures.
+    """
     key = Key.create(recipe.seed, "sample grid")
+    source = getattr(splits, recipe.eval_split)
+    shown = np.arange(min(recipe.picture_images, len(source)))
 
     def path(name: str, step: int) -> pathlib.Path:
         return run.samples / f"step-{step:09d}-{name}.png"
@@ -93,11 +100,21 @@ def sample_action(
         if ranks.is_first:
             reporter.picture(f"samples/{name}", grids.display_grid(images), step, path(name, step))
 
+    def draw_pictures(step: int) -> None:
+        if ranks.is_first and len(shown):
+            pictures = system.pictures(source.read(shown)["image"], key.fold("pictures"))
+            for name, picture in pictures.items():
+                reporter.picture(name, picture, step, path(name, step))
+
     def job(step: int) -> None:
-        draw("raw", step)
         if state.averages:
+            draw("raw", step)
             with averaged_weights(state):
+                draw_pictures(step)
                 draw("ema", step)
+        else:
+            draw_pictures(step)
+            draw("raw", step)
 
     last_written = "ema" if state.averages else "raw"
     return Action(

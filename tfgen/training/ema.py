@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 from tfgen.training.targets import Targets
@@ -20,22 +21,26 @@ class Ema(tf.Module):
       decay: in [0, 1).
       warmup: use min(decay, (1 + n) / (10 + n)) for update n = 0, 1, ..., so that the initial weights are
         forgotten early on.
+      rounded_rate: average <- decay average + (1 - decay) variable with decay and 1 - decay rounded to float32 one
+        after the other, as PyTorch code with a float32 decay has it: at 0.9999 the variable weighs 0.017 % more.
 
     Attributes:
       averages: list of variables, in the order given to `build`.
       updates: int64 scalar, number of updates made (only with `warmup`).
 
     Raises:
-      ValueError: `decay` outside its range.
+      ValueError: `decay` outside its range, or `warmup` with `rounded_rate`.
     """
 
-    def __init__(self, decay: float, warmup: bool = False):
+    def __init__(self, decay: float, warmup: bool = False, rounded_rate: bool = False):
         super().__init__(name="ema")
         if not 0 <= decay < 1:
             raise ValueError(
                 f"decay is {decay}, expected at least 0 and less than 1 (0.999 remembers about 1000 updates)"
             )
-        self.decay, self.warmup = decay, warmup
+        if warmup and rounded_rate:
+            raise ValueError("warmup and rounded_rate together: the rate of a warm-up changes with every update; drop one")
+        self.decay, self.warmup, self.rounded_rate = decay, warmup, rounded_rate
         self.averages: list[tf.Variable] = []
         self._targets = Targets(())
         self._swapped = False
@@ -61,6 +66,11 @@ class Ema(tf.Module):
         """Moves every average towards its variable. Call it after each optimizer update (eagerly or traced)."""
         if self._swapped:
             raise ValueError("update() inside swapped_in(): leave the block first")
+        if self.rounded_rate:
+            decay = np.float32(self.decay)
+            for average, variable in zip(self.averages, self.targets, strict=True):
+                average.assign(decay * average + (np.float32(1.0) - decay) * variable)
+            return
         forget = tf.constant(1.0 - self.decay, tf.float32)
         if self.warmup:
             count = tf.cast(self.updates, tf.float32)

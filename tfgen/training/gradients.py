@@ -43,7 +43,8 @@ def as_float32(gradients: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> list
 
 def global_norm(tensors: Sequence[tf.Tensor | tf.IndexedSlices]) -> tf.Tensor:
     """Square root of the sum of squares over all entries of all tensors (one or more), float32 scalar."""
-    return tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(tensor)) for tensor in as_float32(tensors)]))
+    # One operation a tensor: a network can have two thousand.
+    return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(tensor) for tensor in as_float32(tensors)]))
 
 
 def clip_by_global_norm(
@@ -51,9 +52,10 @@ def clip_by_global_norm(
     max_norm: float | None,
     *,
     scale: float | tf.Tensor = 1.0,
-    non_finite: Literal["zero", "clamp"],
+    epsilon: float = 0.0,
+    non_finite: Literal["zero", "clamp", "skip"],
 ) -> ClippedGradients:
-    """Multiplies all gradients by scale * max_norm / max(norm, max_norm), after removing what is not finite.
+    """Multiplies all gradients by scale * max_norm / max(norm + epsilon, max_norm), after removing what is not finite.
 
     Pascanu et al., arXiv:1211.5063, algorithm 1, with the norm taken over all variables together.
 
@@ -61,10 +63,12 @@ def clip_by_global_norm(
       gradients: one per variable, of any floating dtype.
       max_norm: bound on the norm; None or 0 for none (the norm is still computed).
       scale: reciprocal of the loss scale.
+      epsilon: added to the norm; PyTorch's clip has 1e-6.
       non_finite: what becomes of inf and NaN.
         "zero" (dynamic loss scale, or float32 compute): `norm` is that of the gradients as they are, so that the
           loss scale can react; then such entries become 0 and the update is made with the rest.
         "clamp" (static loss scale): entries are limited to the float16 range and NaN becomes 0 before the one norm.
+        "skip": nothing is removed; the gradients are usable if their norm is finite.
 
     Raises:
       ValueError: negative `max_norm`, unknown `non_finite`, or a gradient that is None.
@@ -84,11 +88,14 @@ def clip_by_global_norm(
         # The limit is that of the scaled values, since those are what float16 holds.
         tensors = [tf.clip_by_value(tensor, -FLOAT16_MAX, FLOAT16_MAX) * scale for tensor in tensors]
         norm = reported = global_norm(tensors)
+    elif non_finite == "skip":
+        tensors = [tensor * scale for tensor in tensors]
+        norm = reported = global_norm(tensors)
     else:
-        raise ValueError(f"non_finite is {non_finite!r}, expected 'zero' or 'clamp'")
+        raise ValueError(f"non_finite is {non_finite!r}, expected 'zero', 'clamp' or 'skip'")
 
     # Finite entries can still overflow float32 in the sum of their squares.
     usable = tf.math.is_finite(norm)
     bound = max_norm or NO_CLIP
-    factor = bound / tf.maximum(norm, bound)
+    factor = bound / tf.maximum(norm + epsilon, bound)
     return ClippedGradients([tensor * factor for tensor in tensors], reported, usable)

@@ -28,6 +28,8 @@ from tfgen.training.run_folder import RunFolder
 from tfgen.training.state import TrainState
 from tfgen.training.step import SAVE, STOP, TrainStep
 
+WARN_AFTER = 10  # skipped steps in a row
+
 
 class TrainingStoppedError(RuntimeError):
     """The run cannot go on; what was saved is intact."""
@@ -57,7 +59,8 @@ def train(
     """
     # State, from the newest checkpoint if there is one. The first rank reads, the others receive.
     state = TrainState(system, recipe)
-    checkpoints = run.checkpoints(settings.run.keep_last, settings.run.keep_every)
+    keep_every = settings.run.keep_every or recipe.keep_every
+    checkpoints = run.checkpoints(settings.run.keep_last, keep_every)
     if ranks.is_first:
         restore(state, checkpoints, system, recipe, settings)
     ranks.broadcast(state.variables)
@@ -81,7 +84,7 @@ def train(
             logging.error("%s", error)
 
     step_function = TrainStep(system, recipe, state, ranks, settings.run.grad_accumulation)
-    reporter = Reporter(run, settings, first, enabled=ranks.is_first)
+    reporter = Reporter(run, settings, first, enabled=ranks.is_first, statistics=system.window_statistics)
     actions = make_actions(state, reporter)
     reporter.settings()
     reporter.say(runtime.summary(system, splits, recipe, ranks.size))
@@ -123,11 +126,13 @@ def train(
                     )
                 if outputs["troubled_steps"] >= settings.run.max_skipped_steps:
                     raise TrainingStoppedError(diagnosis(outputs, step, recipe, checkpoints))
+                if outputs["troubled_steps"] == WARN_AFTER and ranks.is_first:
+                    logging.warning("%s", warning(outputs, step, recipe, settings.run.max_skipped_steps))
 
                 # Save, before side jobs that may take long.
                 if interrupted or step == last:
                     save(step, must=True)
-                elif asked[SAVE] or (recipe.save_every and step % recipe.save_every == 0):
+                elif asked[SAVE] or any(every and step % every == 0 for every in (recipe.save_every, keep_every)):
                     save(step, must=False)
                     saved_at = time.monotonic()
 
@@ -171,6 +176,15 @@ def wanted_at_start(action: Action, first: int, last: int, ranks: Ranks, recipe:
         return action.at_start
     missed = first > 0 and action.due(first, last) and ranks.is_first and not action.done(first)
     return action.at_start or bool(ranks.sum(tf.constant(float(missed))))
+
+
+def warning(outputs: dict[str, float], step: int, recipe: Recipe, stop_after: int) -> str:
+    """That a run has begun to skip every step."""
+    limit = f" (limit {recipe.max_update_norm:g})" if recipe.max_update_norm else ""
+    return (
+        f"step {step}: the last {WARN_AFTER} steps in a row gave no usable update; loss {outputs['loss']:g}, gradient "
+        f"norm {outputs['grad_norm']:g}{limit}. The run stops after {stop_after} such steps (--max_skipped_steps)."
+    )
 
 
 def diagnosis(outputs: dict[str, float], step: int, recipe: Recipe, checkpoints: Checkpoints) -> str:

@@ -151,6 +151,76 @@ class Adam(tf.Module):
         return value * keep - step_size * mean / (tf.sqrt(variance) + self.epsilon), mean, variance
 
 
+class AdamW(tf.Module):
+    """Adam with decoupled weight decay in the form of PyTorch and Apex (Loshchilov & Hutter, arXiv:1711.05101).
+
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        p <- p - lr ( (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon) + weight_decay p )
+
+    It differs from `Adam` in the place of epsilon, after the bias correction, and in what decays: every variable,
+    gains and biases too. One fused operation a variable makes the update.
+
+    Args:
+      beta1, beta2, epsilon, weight_decay: as above.
+
+    Attributes:
+      updates: int64 scalar, updates made; t of the next one is one more.
+      first_moments, second_moments: lists of float32 variables (m and v) in the order given to `build`.
+
+    Raises:
+      ValueError: an argument outside its range.
+    """
+
+    def __init__(self, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0):
+        super().__init__(name="adamw")
+        _check_settings(weight_decay, epsilon, beta1=beta1, beta2=beta2)
+        self.beta1, self.beta2, self.epsilon, self.weight_decay = beta1, beta2, epsilon, weight_decay
+        self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="adamw/updates")
+        self.first_moments: list[tf.Variable] = []
+        self.second_moments: list[tf.Variable] = []
+        self._targets = Targets(())
+
+    @property
+    def targets(self) -> tuple[tf.Variable, ...]:
+        """The variables given to `build`."""
+        return self._targets.variables
+
+    def build(self, variables: Sequence[tf.Variable]) -> None:
+        """Creates the moments of `variables` (float32), all zero. Call it once."""
+        if self.targets:
+            raise ValueError("this optimizer is built already: make a new one for other variables")
+        self._targets = Targets.of(variables)
+        self.first_moments = [_slot(variable, "adamw_mean") for variable in variables]
+        self.second_moments = [_slot(variable, "adamw_variance") for variable in variables]
+
+    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], learning_rate: float | tf.Tensor) -> None:
+        """One update of all variables; arguments and errors as in `Adam.apply`."""
+        learning_rate = tf.cast(learning_rate, tf.float32)
+        t = tf.cast(self.updates + 1, tf.float32)
+        beta1_power, beta2_power = tf.pow(self.beta1, t), tf.pow(self.beta2, t)
+        # The fused operation adds its epsilon before the bias correction of v: scaled, it is the one above.
+        epsilon = self.epsilon * tf.sqrt(1.0 - beta2_power)
+        decay = learning_rate * self.weight_decay
+        slots = zip(self.targets, self.first_moments, self.second_moments, strict=True)
+        for (variable, mean, variance), gradient in zip(slots, self._targets.dense(gradients), strict=True):
+            if self.weight_decay:
+                variable.assign_sub(decay * variable)
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=mean.handle,
+                v=variance.handle,
+                beta1_power=beta1_power,
+                beta2_power=beta2_power,
+                lr=learning_rate,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                epsilon=epsilon,
+                grad=gradient,
+            )
+        self.updates.assign_add(1)
+
+
 class Adafactor(tf.Module):
     """Adafactor (Shazeer & Stern, arXiv:1804.04235, algorithm 4) as the DistAug code has it.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import tensorflow as tf
 
@@ -30,15 +30,22 @@ class Recipe:
       optimizer: an unbuilt `Optimizer`.
       learning_rate: function of the number of finished updates (int64 scalar) to a float32 scalar.
       max_grad_norm: global-norm clip; None or 0 for none (the norm is still reported).
-      max_update_norm: gradient norm above which the whole update is skipped; None for never.
+      clip_epsilon: added to the norm before the clip divides by it.
+      max_update_norm: a step whose gradient norm reaches it is skipped; None for no such limit.
+      non_finite: what becomes of inf and NaN in gradients whose loss is finite: "zero" makes the update with the rest,
+        "skip" skips the step. A non-finite loss always skips it.
+      skipped_steps_count: whether `learning_rate` advances on skipped steps, too.
       ema_decays: decays of the averaged weights, the first is the one that evaluation and sampling use; empty for none.
+      ema_rounded_rate: see `Ema`.
       loss_scale: None, or the `LossScale` settings of float16 compute.
       log_every, eval_every, save_every, sample_every: intervals in steps; 0 for only at the end.
+      keep_every: checkpoints at multiples of it are kept for ever; 0 for none.
       initial_evaluation, initial_samples: also before the first step of a process.
       stop_before_training: end after the initial side jobs.
       eval_split: "train", "valid" or "test", the split of the evaluations.
       restore_path: checkpoint of the original code to begin from when the run has none; "" for none.
       sample_count: images of the sample grid.
+      picture_images: images of the evaluation split that `System.pictures` gets; 0 for no such pictures.
       wire_dtype: dtype of gradients on the wire between ranks.
       gradient_groups: indices of the network's trainable variables whose gradients are reduced together, in the
         order in which they are sent; None for one group. Only speed depends on it.
@@ -50,14 +57,20 @@ class Recipe:
     optimizer: Optimizer
     learning_rate: Callable[[tf.Tensor], tf.Tensor]
     max_grad_norm: float | None = None
+    clip_epsilon: float = 0.0
     max_update_norm: float | None = None
+    non_finite: Literal["zero", "skip"] = "zero"
+    skipped_steps_count: bool = False
     ema_decays: tuple[float, ...] = ()
+    ema_rounded_rate: bool = False
     loss_scale: LossScaleSettings | None = None
     log_every: int = 100
     eval_every: int = 0
     save_every: int = 0
+    keep_every: int = 0
     sample_every: int = 0
     sample_count: int = 16
+    picture_images: int = 0
     initial_evaluation: bool = False
     initial_samples: bool = False
     stop_before_training: bool = False

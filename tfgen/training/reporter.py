@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from tfgen.monitor import grids
 from tfgen.monitor.append_file import DiskFaults
 from tfgen.monitor.metrics_log import MetricsLog
 from tfgen.monitor.tensorboard import RunSummaries
+from tfgen.monitor.window import Statistic, summarize
 from tfgen.settings import Settings
 from tfgen.training.run_folder import RunFolder
 
-# The newest values of these are logged; of everything else the mean since the last record.
-_LATEST = ("learning_rate", "loss_scale")
+_STATISTICS: dict[str, Statistic] = {"learning_rate": "newest", "loss_scale": "newest"}
 
 
 class Reporter:
@@ -29,9 +29,18 @@ class Reporter:
     Args:
       first: steps that were done before this process.
       enabled: False on ranks other than the first: every method is then a no-op.
+      statistics: what is logged of a metric over the steps since the last record; the mean of those not named.
     """
 
-    def __init__(self, run: RunFolder, settings: Settings, first: int, enabled: bool = True):
+    def __init__(
+        self,
+        run: RunFolder,
+        settings: Settings,
+        first: int,
+        enabled: bool = True,
+        statistics: Mapping[str, Statistic] | None = None,
+    ):
+        self._statistics = {**_STATISTICS, **(statistics or {})}
         self._run, self._settings, self._first, self._enabled = run, settings, first, enabled
         self._metrics = MetricsLog(run.metrics_path, first + 1, enabled=enabled)
         self._summaries = RunSummaries(run.path, first + 1, enabled=enabled)
@@ -73,9 +82,7 @@ class Reporter:
 
     def add(self, outputs: dict[str, Any], images: int, wait_seconds: float) -> None:
         """Notes the outputs of one step that used `images` images and waited so long for them."""
-        for name, value in outputs.items():
-            self._sums[name] = float(value) if name in _LATEST else self._sums[name] + float(value)
-        self._steps += 1
+        self._records.append({name: float(value) for name, value in outputs.items()})
         self._images += images
         self._wait += wait_seconds
         self._headline = {name: float(outputs[name]) for name in ("loss", "bits_per_dim") if name in outputs}
@@ -85,14 +92,14 @@ class Reporter:
         return self._headline
 
     def log(self, step: int, skipped_steps: int, **extra: Any) -> None:
-        """Records the means since the last record, speeds, and `extra`."""
+        """Records the steps since the last record, speeds, and `extra`."""
         seconds = time.monotonic() - self._since
-        values = {name: total if name in _LATEST else total / self._steps for name, total in self._sums.items()}
+        values = summarize(self._records, self._statistics)
         values.pop("skipped", None)
         values.pop("troubled_steps", None)
         values |= {
             "images_per_second": self._images / seconds,
-            "data_wait_ms": 1000 * self._wait / self._steps,
+            "data_wait_ms": 1000 * self._wait / len(self._records),
             "skipped_steps": skipped_steps,
         }
         values |= {name: float(value) for name, value in extra.items()}
@@ -101,8 +108,8 @@ class Reporter:
         self._clear()
 
     def _clear(self) -> None:
-        self._sums: dict[str, float] = collections.defaultdict(float)
-        self._steps, self._images, self._wait, self._since = 0, 0, 0.0, time.monotonic()
+        self._records: list[dict[str, float]] = []
+        self._images, self._wait, self._since = 0, 0.0, time.monotonic()
 
     # Side jobs ------------------------------------------------------------------------------------------
 

@@ -31,6 +31,31 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearWarmup:
+    """A straight line up from zero, then the same rate for ever: peak min(1, i / warmup_steps) at step i = 0, 1, ...
+
+    The very first step has rate zero. Without warm-up the rate is `peak` from the first step on.
+
+    Raises:
+      ValueError: negative `warmup_steps`.
+    """
+
+    peak: float
+    warmup_steps: float
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}, expected 0 or more (0 for no warm-up)")
+
+    def __call__(self, finished_updates: Steps) -> tf.Tensor:
+        i = _as_int64(finished_updates)
+        if self.warmup_steps == 0:
+            return tf.fill(tf.shape(i), np.float32(self.peak))
+        share = tf.minimum(tf.cast(i, tf.float32) / np.float32(self.warmup_steps), 1.0)
+        return share * np.float32(self.peak)
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmupDecay:
     """A linear warm-up, then half a cosine or a straight line down to zero.
 

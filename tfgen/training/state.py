@@ -29,7 +29,7 @@ class TrainState(tf.Module):
         self.network = system.network
         self.optimizer = recipe.optimizer
         self.optimizer.build(self.network.trainable_variables)
-        self.averages = [Ema(decay) for decay in recipe.ema_decays]
+        self.averages = [Ema(decay, rounded_rate=recipe.ema_rounded_rate) for decay in recipe.ema_decays]
         for average in self.averages:
             average.build(self.network.trainable_variables)
         self.loss_scale = LossScale(recipe.loss_scale) if recipe.loss_scale else None

@@ -17,7 +17,7 @@ SAVE, STOP = 0, 1  # what a rank may ask of all ranks, as columns of the `reques
 class TrainStep:
     """Forward, backward, reduction over ranks, clipping, update and averaging.
 
-    A step whose loss is not finite on any rank, or whose gradient norm is above `recipe.max_update_norm`,
+    A step whose loss is not finite on any rank, or whose gradient norm reaches `recipe.max_update_norm`,
     changes no weight, average or moment on any rank, and is counted.
 
     Args:
@@ -61,15 +61,19 @@ class TrainStep:
         loss_is_finite = summed[0] == 0.0
         averaged = dict(zip(names, tf.unstack(summed[3:] / self._ranks.size, len(names)), strict=True))
 
-        dynamic = recipe.loss_scale is None or recipe.loss_scale.dynamic
+        static_scale = recipe.loss_scale is not None and not recipe.loss_scale.dynamic
         clipped = clip_by_global_norm(
-            gradients, recipe.max_grad_norm, scale=1.0 / scale, non_finite="zero" if dynamic else "clamp"
+            gradients,
+            recipe.max_grad_norm,
+            scale=1.0 / scale,
+            epsilon=recipe.clip_epsilon,
+            non_finite="clamp" if static_scale else recipe.non_finite,
         )
         norm_is_finite = tf.math.is_finite(clipped.norm)
         take = loss_is_finite & clipped.usable
         if recipe.max_update_norm:
-            take &= clipped.norm <= recipe.max_update_norm
-        learning_rate = recipe.learning_rate(state.updates)
+            take &= clipped.norm < recipe.max_update_norm
+        learning_rate = recipe.learning_rate(state.step if recipe.skipped_steps_count else state.updates)
 
         def update() -> tf.Tensor:
             state.optimizer.apply(clipped.gradients, learning_rate)

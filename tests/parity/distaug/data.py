@@ -9,10 +9,10 @@ import re
 import numpy as np
 
 from tests.parity.harness import Case, checker
+from tfgen.data import cifar
 from tfgen.data.arrays import ArraySource
 from tfgen.data.pipeline import minibatches
 from tfgen.monitor.grids import tile
-from tfgen.systems.distaug import cifar
 from tfgen.systems.distaug.mixing import draw_mixture
 
 

@@ -4,7 +4,8 @@ import logging
 import numpy as np
 import pytest
 
-from tests.systems.distaug.test_cifar import planar, write_cifar
+from tests.data.test_cifar import planar, write_cifar
+from tfgen.data import tfds
 from tfgen.data.errors import DataError
 from tfgen.systems.distaug import data
 from tfgen.systems.distaug.config import Config
@@ -28,7 +29,7 @@ def no_tfds(monkeypatch):
     def refuse(name, data_dir):
         raise DataError(f"cannot prepare {name}")
 
-    monkeypatch.setattr(data, "prepared_builder", refuse)
+    monkeypatch.setattr(tfds, "prepared_builder", refuse)
 
 
 def test_cifar_is_split_as_the_original_does(tmp_path):
@@ -46,6 +47,20 @@ def test_cifar_default_validation_size_needs_enough_images(tmp_path):
     write_cifar(tmp_path / "cifar10")
     with pytest.raises(DataError, match="--test_size=5000: expected 1 to 19 of the 20"):
         data.open_splits(config(dataset="cifar10"), str(tmp_path))
+
+
+def test_split_of_the_published_models():
+    train, valid = data.split_cifar(50_000, 2_000, 48_000)
+    assert (len(train), len(valid)) == (48_000, 2_000)
+    assert valid[:4].tolist() == [38899, 48321, 12222, 16844]
+    assert train[:4].tolist() == [38375, 21667, 23622, 31132]
+    np.testing.assert_array_equal(data.split_cifar(50_000, 2_000, 100)[0], train[:100])
+
+
+@pytest.mark.parametrize(("valid_size", "datapoints"), [(0, None), (20, None), (25, None), (5, 16), (5, 0)])
+def test_impossible_splits(valid_size, datapoints):
+    with pytest.raises(DataError, match=r"--(test_size|datapoints)=\d+: expected 1 to"):
+        data.split_cifar(20, valid_size, datapoints)
 
 
 @pytest.mark.parametrize(("name", "side", "layout"), [("imagenet32", 32, "planar"), ("imagenet64", 64, "interleaved")])
@@ -89,9 +104,9 @@ def test_without_any_data_both_ways_to_get_them_are_named(tmp_path, name, place)
 
 
 def test_cifar_from_tfds_warns_that_the_order_differs(tmp_path, caplog):
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
 
-    with tfds.testing.mock_data(num_examples=30), caplog.at_level(logging.WARNING, "tfgen"):
+    with tensorflow_datasets.testing.mock_data(num_examples=30), caplog.at_level(logging.WARNING, "tfgen"):
         splits = data.open_splits(config(dataset="cifar10", test_size=5), str(tmp_path))
         assert [len(part) for part in (splits.train, splits.valid, splits.test)] == [25, 5, 30]
         assert splits.spec == data.known_spec("cifar10")

@@ -8,14 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
-from tfgen.data import builtin
+from tfgen.data import builtin, cifar
 from tfgen.data.arrays import Layout, open_array
 from tfgen.data.catalog import open_dataset
 from tfgen.data.errors import DataError
 from tfgen.data.source import ImageSpec, Source, Splits, Subset
 from tfgen.data.splitting import held_out_size
-from tfgen.data.tfds import TfdsSource, prepared_builder
-from tfgen.systems.distaug import cifar
+from tfgen.data.tfds import two_splits
 from tfgen.systems.distaug.mixing import MixedSource
 
 _log = logging.getLogger(__name__)
@@ -61,8 +60,8 @@ def known_spec(name: str) -> ImageSpec | None:
 def open_splits(config: DataSettings, data_dir: str) -> Splits:
     """Opens the data sets that `config` names.
 
-    * "cifar10": the batches of the "python version" in `<data_dir>/cifar10`, split as the original does
-      (`cifar.split`), else the TFDS data set with the same rule. TFDS stores the images in another order, so that its
+    * "cifar10": the batches of the "python version" below `data_dir` (`cifar.find_folder`), split as the original does
+      (`split_cifar`), else the TFDS data set with the same rule. TFDS stores the images in another order, so that its
       validation images are others; a warning says so.
     * "imagenet32", "imagenet64": `<data_dir>/<name>-train.npy` and, as the test set, `<data_dir>/<name>-valid.npy`.
       The first 1,271,167 (32x32) or 1,231,149 (64x64) rows train, the rest validate; of a file without that many rows
@@ -99,22 +98,27 @@ def _open(name: str, config: DataSettings, data_dir: str) -> Splits:
 
 
 def _open_cifar(config: DataSettings, data_dir: pathlib.Path) -> Splits:
-    folder = cifar.find_folder(data_dir)
-    train: Source
-    test: Source
-    if folder is not None:
-        train, test = cifar.open_batches(folder)
-    else:
-        train, test = _from_tfds(
-            "cifar10", ("train", "test"), data_dir, f"the batches of cifar-10-python.tar.gz in {data_dir / 'cifar10'}"
-        )
-        _log.warning(
-            "cifar10 comes from TFDS, whose order is not that of the original batches: the split has the same sizes "
-            "but other images, and validation results differ a little from published ones"
-        )
+    train, test = cifar.open_cifar10(data_dir)
     valid_size = cifar.DEFAULT_VALID_IMAGES if config.test_size is None else config.test_size
-    train_indices, valid_indices = cifar.split(len(train), valid_size, config.datapoints)
+    train_indices, valid_indices = split_cifar(len(train), valid_size, config.datapoints)
     return Splits(Subset(train, train_indices, "cifar10 train"), Subset(train, valid_indices, "cifar10 valid"), test)
+
+
+def split_cifar(count: int, valid_size: int, datapoints: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The split of `cifar.split`, of whose training images the first `datapoints` are kept.
+
+    Raises:
+      DataError: fewer images than asked for.
+    """
+    if not 1 <= valid_size < count:
+        raise DataError(f"--test_size={valid_size}: expected 1 to {count - 1} of the {count} training images")
+    train, valid = cifar.split(count, valid_size)
+    if datapoints is not None and not 1 <= datapoints <= len(train):
+        raise DataError(
+            f"--datapoints={datapoints}: expected 1 to {len(train)}, what {valid_size} validation images "
+            f"leave of the {count} training images"
+        )
+    return train[:datapoints], valid
 
 
 def _open_imagenet(name: str, data_dir: pathlib.Path) -> Splits:
@@ -127,7 +131,7 @@ def _open_imagenet(name: str, data_dir: pathlib.Path) -> Splits:
         test = open_array(test_file, shape=(side, side, 3), layout=layout)
     else:
         dataset = f"downsampled_imagenet/{side}x{side}"
-        train, test = _from_tfds(dataset, ("train", "validation"), data_dir, f"{train_file} and {test_file}")
+        train, test = two_splits(dataset, ("train", "validation"), str(data_dir), f"{train_file} and {test_file}")
         _log.warning(
             "%s comes from TFDS, whose order is not that of the original files: validation images differ", name
         )
@@ -139,11 +143,3 @@ def _open_imagenet(name: str, data_dir: pathlib.Path) -> Splits:
     return Splits(
         Subset(train, indices[:train_rows], f"{name} train"), Subset(train, indices[train_rows:], f"{name} valid"), test
     )
-
-
-def _from_tfds(name: str, splits: tuple[str, str], data_dir: pathlib.Path, files: str) -> tuple[TfdsSource, TfdsSource]:
-    try:
-        builder = prepared_builder(name, str(data_dir))
-    except DataError as error:
-        raise DataError(f"{error}\nOr place the original's own files: {files}.") from error
-    return TfdsSource(builder, splits[0]), TfdsSource(builder, splits[1])

@@ -1,10 +1,11 @@
-"""The CIFAR-10 "python version" batches, read without running anything that is in them, and the original's split.
+"""The CIFAR-10 "python version" batches, read without running anything that is in them, and their usual split.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 """
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import pickle
 from typing import Any
@@ -13,44 +14,63 @@ import numpy as np
 
 from tfgen.data.arrays import ArraySource
 from tfgen.data.errors import DataError
+from tfgen.data.source import Source
+from tfgen.data.tfds import two_splits
+
+_log = logging.getLogger(__name__)
 
 SHAPE = (32, 32, 3)
 CLASSES = 10
 TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_FILE = "test_batch"
+ARCHIVE_FOLDER = "cifar-10-batches-py"  # what cifar-10-python.tar.gz unpacks to
 TRAIN_IMAGES = 50_000
 DEFAULT_VALID_IMAGES = 5_000
 _SPLIT_SEED = 11172018
 _LARGEST_FILE = 128 * 2**20  # bytes; a batch of 10,000 images has 31 MB
 
 
-def split(count: int, valid_size: int, datapoints: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation images among `count` stored training images, as the original chooses them.
+def open_cifar10(data_dir: pathlib.Path) -> tuple[Source, Source]:
+    """The stored training and test images: the original's batches below `data_dir`, else TFDS' with a warning.
 
-    With p = RandomState(11172018).permutation(count): validation is p[:valid_size], training is what follows, of which
-    the first `datapoints` are kept. This equals scikit-learn's `ShuffleSplit` with that random state.
+    Raises:
+      DataError: neither is there, or what is there is damaged.
+    """
+    folder = find_folder(data_dir)
+    if folder is not None:
+        return open_batches(folder)
+    places = f"{data_dir / 'cifar10'} or {data_dir / ARCHIVE_FOLDER}"
+    sources = two_splits(
+        "cifar10", ("train", "test"), str(data_dir), f"the batches of cifar-10-python.tar.gz in {places}"
+    )
+    _log.warning(
+        "cifar10 comes from TFDS, whose order is not that of the original batches: the split has the same sizes "
+        "but other images, and validation results differ a little from published ones"
+    )
+    return sources
+
+
+def split(count: int, valid_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation images among `count` stored training images, as published models were split.
+
+    With p = RandomState(11172018).permutation(count): validation is p[:valid_size], training is what follows. This
+    equals scikit-learn's `train_test_split` and `ShuffleSplit` with that random state.
 
     Returns:
       Two int64 vectors, training first.
 
     Raises:
-      DataError: fewer images than asked for.
+      DataError: no image would be left to train or to validate on.
     """
-    order = np.random.RandomState(_SPLIT_SEED).permutation(count)
-    train, valid = order[valid_size:], order[:valid_size]
     if not 1 <= valid_size < count:
-        raise DataError(f"--test_size={valid_size}: expected 1 to {count - 1} of the {count} training images")
-    if datapoints is not None and not 1 <= datapoints <= len(train):
-        raise DataError(
-            f"--datapoints={datapoints}: expected 1 to {len(train)}, what {valid_size} validation images "
-            f"leave of the {count} training images"
-        )
-    return train[:datapoints], valid
+        raise DataError(f"cannot hold {valid_size} of {count} cifar10 image(s) out: expected 1 to {count - 1}")
+    order = np.random.RandomState(_SPLIT_SEED).permutation(count)
+    return order[valid_size:], order[:valid_size]
 
 
 def find_folder(data_dir: pathlib.Path) -> pathlib.Path | None:
-    """The folder with the batches: `<data_dir>/cifar10`, or the archive's own folder inside it; None without them."""
-    for folder in (data_dir / "cifar10", data_dir / "cifar10" / "cifar-10-batches-py"):
+    """The folder with the batches: `<data_dir>/cifar10`, or the archive's own there or in `data_dir`; else None."""
+    for folder in (data_dir / "cifar10", data_dir / "cifar10" / ARCHIVE_FOLDER, data_dir / ARCHIVE_FOLDER):
         if (folder / TRAIN_FILES[0]).exists():
             return folder
     return None

@@ -4,8 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
+from tfgen.data import cifar
 from tfgen.data.errors import DataError
-from tfgen.systems.distaug import cifar
 
 
 def planar(count: int, seed: int = 0) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_other_types_and_damage_are_refused(tmp_path):
         cifar.read_batch(tmp_path / "batch")
 
 
-@pytest.mark.parametrize("inside", ["cifar10", "cifar10/cifar-10-batches-py"])
+@pytest.mark.parametrize("inside", ["cifar10", "cifar10/cifar-10-batches-py", "cifar-10-batches-py"])
 def test_batches_become_images_in_order(tmp_path, inside):
     write_cifar(tmp_path / inside)
     folder = cifar.find_folder(tmp_path)
@@ -127,15 +127,16 @@ def test_missing_batches_are_named(tmp_path):
     assert cifar.find_folder(tmp_path / "elsewhere") is None
 
 
-def test_split_of_the_published_models():
-    train, valid = cifar.split(50_000, 2_000, 48_000)
-    assert (len(train), len(valid)) == (48_000, 2_000)
-    assert valid[:4].tolist() == [38899, 48321, 12222, 16844]
-    assert train[:4].tolist() == [38375, 21667, 23622, 31132]
-    np.testing.assert_array_equal(cifar.split(50_000, 2_000, 100)[0], train[:100])
+def test_split_is_that_of_scikit_learn():
+    from sklearn.model_selection import train_test_split
+
+    train, valid = cifar.split(300, 40)
+    expected_train, expected_valid = train_test_split(np.arange(300), test_size=40, random_state=11172018)
+    np.testing.assert_array_equal(train, expected_train)
+    np.testing.assert_array_equal(valid, expected_valid)
 
 
-@pytest.mark.parametrize(("valid_size", "datapoints"), [(0, None), (20, None), (25, None), (5, 16), (5, 0)])
-def test_impossible_splits(valid_size, datapoints):
-    with pytest.raises(DataError, match=r"--(test_size|datapoints)=\d+: expected 1 to"):
-        cifar.split(20, valid_size, datapoints)
+@pytest.mark.parametrize("valid_size", [0, 20, 25])
+def test_impossible_split(valid_size):
+    with pytest.raises(DataError, match=f"cannot hold {valid_size} of 20 .*expected 1 to 19"):
+        cifar.split(20, valid_size)

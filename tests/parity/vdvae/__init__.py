@@ -1,0 +1,3 @@
+"""Checkers of the VDVAE recordings."""
+
+from tests.parity.vdvae import preproc, splits  # noqa: F401  (registration)

@@ -1,0 +1,33 @@
+"""Gaussian distributions with independent entries, given by their mean and the log of their standard deviation."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def draw(mean: tf.Tensor, log_std: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """mean + exp(log_std) * noise: Kingma & Welling (2014), section 2.4.
+
+    Args:
+      mean, log_std: floating point, shapes that broadcast against each other.
+      noise: standard normal numbers, of the shape of the result.
+    """
+    return tf.exp(log_std) * noise + mean
+
+
+def kl_divergence(mean_q: tf.Tensor, log_std_q: tf.Tensor, mean_p: tf.Tensor, log_std_p: tf.Tensor) -> tf.Tensor:
+    """KL(q || p) of each entry, in nats.
+
+        ln(std_p / std_q) - 1/2 + (std_q^2 + (mean_q - mean_p)^2) / (2 std_p^2)
+
+    Nothing is clamped: a log_std_p below about -44 divides by a float32 zero and the result is infinite or NaN, which
+    the rules about steps to skip have to see.
+
+    Args:
+      mean_q, log_std_q, mean_p, log_std_p: floating point, shapes that broadcast against each other.
+
+    Returns:
+      Non-negative up to rounding, of the broadcast shape.
+    """
+    spread = tf.square(tf.exp(log_std_q)) + tf.square(mean_q - mean_p)
+    return log_std_p - log_std_q - 0.5 + 0.5 * spread / tf.square(tf.exp(log_std_p))

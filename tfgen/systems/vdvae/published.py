@@ -1,0 +1,220 @@
+"""Checkpoints of the original VDVAE code: four files with a common stem.
+
+| file               | contents                                                                                       |
+|--------------------|------------------------------------------------------------------------------------------------|
+| `P-model.th`       | weights by name, every name prefixed "module."                                                   |
+| `P-model-ema.th`   | averaged weights by name                                                                         |
+| `P-opt.th`         | AdamW moments by index (the order of `variables`), the number of updates, the learning rate      |
+| `P-log.jsonl`      | one record a line; says which epoch and step were reached                                        |
+
+Kernels are stored [out, in, height, width], initial states [1, channels, height, width].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from tfgen import torch_file
+from tfgen.systems.vdvae.network import VDVAE, Bottleneck, Convolution
+from tfgen.training.optimizers import AdamW
+
+Layout = Literal["kernel", "bias", "state", "gain"]
+
+WEIGHTS, AVERAGES, OPTIMIZER, LOG = "-model.th", "-model-ema.th", "-opt.th", "-log.jsonl"
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint of the original code, or one of another network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A variable of the network and its name and layout in the original's files."""
+
+    name: str
+    variable: tf.Variable
+    layout: Layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in the original's files."""
+        return to_original(np.empty(self.variable.shape), self.layout).shape
+
+
+def variables(network: VDVAE) -> list[Named]:
+    """Every variable of the network, in the order in which the original registers them."""
+    named: list[Named] = []
+
+    def convolution(name: str, layer: Convolution) -> None:
+        named.append(Named(f"{name}.weight", layer.kernel, "kernel"))
+        named.append(Named(f"{name}.bias", layer.bias, "bias"))
+
+    def bottleneck(name: str, layer: Bottleneck) -> None:
+        for part in ("c1", "c2", "c3", "c4"):
+            convolution(f"{name}.{part}", getattr(layer, part))
+
+    convolution("encoder.in_conv", network.stem)
+    for index, block in enumerate(network.encoder_blocks):
+        bottleneck(f"encoder.enc_blocks.{index}", block.inner)
+    named.append(Named("decoder.gain", network.gain, "gain"))
+    named.append(Named("decoder.bias", network.bias, "gain"))
+    for index, layer in enumerate(network.decoder_blocks):
+        name = f"decoder.dec_blocks.{index}"
+        bottleneck(f"{name}.enc", layer.posterior)
+        bottleneck(f"{name}.prior", layer.prior)
+        convolution(f"{name}.z_proj", layer.projection)
+        bottleneck(f"{name}.resnet", layer.residual)
+    for index, state in enumerate(network.initial_states):
+        named.append(Named(f"decoder.bias_xs.{index}", state, "state"))
+    convolution("decoder.out_net.out_conv", network.head)
+    return named
+
+
+def to_ours(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """An array of the original's files as the network holds it."""
+    if layout == "kernel":
+        return array.transpose(2, 3, 1, 0)
+    if layout == "state":
+        return array.transpose(0, 2, 3, 1)
+    return array.reshape(-1) if layout == "gain" else array
+
+
+def to_original(array: np.ndarray, layout: Layout) -> np.ndarray:
+    """The inverse of `to_ours`."""
+    if layout == "kernel":
+        return array.transpose(3, 2, 0, 1)
+    if layout == "state":
+        return array.transpose(0, 3, 1, 2)
+    return array.reshape(1, -1, 1, 1) if layout == "gain" else array
+
+
+def assign(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[tf.Variable], where: str) -> None:
+    """Sets `targets` to named arrays of the original; all of them, or, on an error, none.
+
+    Args:
+      network: says names and layouts.
+      arrays: float32, by original name without "module.".
+      targets: one variable for each of `network.trainable_variables`: those variables, or their averages.
+      where: what the arrays came from, for messages.
+
+    Raises:
+      CheckpointError: names that are missing or left over, or other shapes or types.
+    """
+    named = variables(network)
+    missing = [item.name for item in named if item.name not in arrays]
+    extra = sorted(set(arrays) - {item.name for item in named})
+    if missing or extra:
+        parts = []
+        if missing:
+            parts.append(f"lacks {len(missing)} of {len(named)} tensors ({_shortened(missing)})")
+        if extra:
+            parts.append(f"has {len(extra)} that this network has not ({_shortened(extra)})")
+        raise CheckpointError(f"{where} {' and '.join(parts)}: compare --enc_blocks, --dec_blocks and --no_bias_above")
+    wrong = [
+        f"{item.name} {list(arrays[item.name].shape)}, expected {list(item.shape)}"
+        for item in named
+        if arrays[item.name].shape != item.shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{where} is of another network, {len(wrong)} shapes differ: {_shortened(wrong)}; "
+            "compare --width, --custom_width_str, --bottleneck_multiple, --zdim and --num_mixtures"
+        )
+    types = [item.name for item in named if arrays[item.name].dtype != np.float32]
+    if types:
+        raise CheckpointError(f"{where}: {types[0]} has type {arrays[types[0]].dtype}, expected float32")
+    position = {variable.ref(): index for index, variable in enumerate(network.trainable_variables)}
+    for item in named:
+        targets[position[item.variable.ref()]].assign(to_ours(arrays[item.name], item.layout))
+
+
+def read_weights(path: str) -> dict[str, np.ndarray]:
+    """Arrays by name of a `-model.th` or `-model-ema.th` file. Nothing in the file is executed.
+
+    Raises:
+      torch_file.TorchFileError: not a readable file of tensors.
+    """
+    return torch_file.state_dict(path, prefix="module.")
+
+
+def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> None:
+    """Sets a built `AdamW` to the moments and the number of updates of a `-opt.th` file; everything or nothing.
+
+    Raises:
+      CheckpointError: the file holds no AdamW state, or one of another network.
+      torch_file.TorchFileError: not a readable file.
+    """
+    if not isinstance(optimizer, AdamW):
+        raise CheckpointError(f"{path} holds AdamW moments, but the optimizer is {type(optimizer).__name__}")
+    saved = torch_file.load(path)
+    groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
+    if not groups or not isinstance(saved.get("state"), Mapping) or "step" not in groups[0]:
+        raise CheckpointError(f"{path} is no optimizer file: expected 'state' and 'param_groups' with a 'step'")
+    named = variables(network)
+    state = saved["state"]
+    if len(state) not in (0, len(named)):
+        raise CheckpointError(f"{path} has moments of {len(state)} tensors, expected {len(named)}: is it of this network?")
+    values: list[tuple[tf.Variable, np.ndarray]] = []
+    position = {variable.ref(): index for index, variable in enumerate(network.trainable_variables)}
+    for index, item in enumerate(named if state else ()):
+        for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
+            array = state.get(index, {}).get(key)
+            if not isinstance(array, np.ndarray) or array.shape != item.shape:
+                found = list(array.shape) if isinstance(array, np.ndarray) else "nothing"
+                raise CheckpointError(
+                    f"{path}: {key} of tensor {index} ({item.name}) is {found}, expected {list(item.shape)}"
+                )
+            values.append((moments[position[item.variable.ref()]], to_ours(array, item.layout)))
+    for variable, value in values:
+        variable.assign(value)
+    optimizer.updates.assign(int(groups[0]["step"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class LogPosition:
+    """Where a log ends.
+
+    Attributes:
+      epoch, step: largest of its training records.
+      best_elbo: least of its evaluation records, nats per dimension; infinity without any.
+    """
+
+    epoch: int
+    step: int
+    best_elbo: float
+
+
+def read_log(path: str) -> LogPosition:
+    """The position of a `-log.jsonl` file.
+
+    Raises:
+      CheckpointError: no such file, no training record, or a line that is no record.
+    """
+    if not pathlib.Path(path).is_file():
+        raise CheckpointError(f"{path} does not exist; expected the -log.jsonl of a checkpoint of the original code")
+    epoch, step, best = -1, -1, math.inf
+    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            kind = record.get("type")
+            if kind == "train_loss":
+                epoch, step = max(epoch, int(record["epoch"])), max(step, int(record["step"]))
+            elif kind == "eval_loss":
+                best = min(best, float(record["elbo"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}, line {number}: expected a JSON record of the log, found {error!r}") from error
+    if step < 0:
+        raise CheckpointError(f"{path} has no train_loss record, which would say at which step to start")
+    return LogPosition(epoch, step, best)
+
+
+def _shortened(items: Sequence[str]) -> str:
+    return ", ".join(items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
