@@ -57,7 +57,7 @@ def test_nothing_is_overwritten_unasked(tmp_path, capsys):
         (["in"], "expected `images FOLDER OUT.npy`, found in"),
         (["in", "out", "more"], "found in out more"),
         (["in", "out.png"], "expected a name that ends in .npy"),
-        (["in", "out.npy", "--allow_reject"], "unknown flag --allow_reject. Did you mean --allow_rejects?"),
+        (["in", "out.npy", "--allow_reject"], "unknown flag --allow_reject. Did you mean --allow_rejects"),
         (["in", "out.npy", "--size=64x"], "expected HEIGHTxWIDTH such as 64x64"),
         (["in", "out.npy", "--size=0"], "expected HEIGHTxWIDTH such as 64x64"),
     ],

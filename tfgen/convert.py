@@ -6,9 +6,9 @@ A run from a checkpoint of the original code. It can be sampled, evaluated, expo
 
     python -m tfgen.convert images FOLDER OUT.npy [--size=HEIGHTxWIDTH] [--allow_rejects] [--overwrite]
 
-One array, uint8 [N, H, W, 3], from the images in a folder (sub-folders included) or zip archive, sorted by path. Palette
-and grey images become RGB without loss. Whatever else is there, and images of another size than most, are rejected and
-listed; unless --allow_rejects is given nothing is written then, and the exit code is 1.
+One array, uint8 [N, H, W, 3], from the images in a folder (sub-folders included) or zip archive, sorted by path.
+Palette and grey images become RGB without loss. Other files, and images of another size than most, are rejected and
+listed; then nothing is written and the exit code is 1, unless --allow_rejects leaves them out. Nothing is resized.
 """
 
 from __future__ import annotations

@@ -41,17 +41,11 @@ def run(settings, options: Options, evaluation_options) -> int:
     from tfgen.files import write_text
     from tfgen.likelihood.histogram import baseline_bits_per_dim
     from tfgen.restore import restore
-    from tfgen.systems import load
 
     ranks = distribute.connect()
-    data_dir = settings.run.data_dir if options.data_dir is None else options.data_dir
-    splits = load(settings.system).open_data(settings.config, data_dir)
-    source = getattr(splits, options.split)
     restored = restore(settings, options.run, options.weights, options.checkpoint_step)
-    if splits.spec.shape != restored.system.spec.shape:
-        raise ValueError(
-            f"the run models images of {restored.system.spec.shape}, {source.name} has {splits.spec.shape}"
-        )
+    splits = restored.open_data(settings, options.data_dir)
+    source = getattr(splits, options.split)
     name = f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.weights}"
     folder = pathlib.Path(options.run) / "evaluation"
     batch_size = options.batch_size or restored.system.recipe(splits.train.epoch_size, ranks.size).batch_size

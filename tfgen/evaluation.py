@@ -42,14 +42,26 @@ def evaluate(
 
 
 def sample(
-    system: System, count: int, key: Key, ranks: Ranks, options: Any, callback: SampleCallback | None = None
+    system: System,
+    count: int,
+    key: Key,
+    ranks: Ranks,
+    options: Any,
+    callback: SampleCallback | None = None,
+    source: Source | None = None,
 ) -> np.ndarray:
-    """uint8 [count, H, W, C] on every rank: each rank draws a share; image i is the same for any number of ranks."""
+    """uint8 [count, H, W, C] on every rank: each rank draws a share; image i is the same for any number of ranks.
+
+    Args:
+      source: has the images that the samples are made from, where `options` ask for such samples.
+    """
     share = math.ceil(count / ranks.size)
     first = min(ranks.rank * share, count)
     own = min(share, count - first)
     if own:
-        images = system.sample(own, key.skip(first), options, callback)
+        wanted = system.images_wanted(first, own, options)
+        originals = source.read(wanted)["image"] if source is not None and len(wanted) else None
+        images = system.sample(own, key.skip(first), options, callback, originals)
     else:
         images = np.zeros((0, *system.spec.shape), np.uint8)
     return ranks.gather(images)

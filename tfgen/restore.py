@@ -7,6 +7,7 @@ import dataclasses
 import tensorflow as tf
 
 from tfgen import runtime
+from tfgen.data.source import Splits
 from tfgen.settings import Settings
 from tfgen.systems import load
 from tfgen.systems.base import System
@@ -31,6 +32,19 @@ class Restored:
     @property
     def description(self) -> str:
         return f"{self.weights} weights of step {self.checkpoint.step:,}"
+
+    def open_data(self, settings: Settings, data_dir: str | None = None) -> Splits:
+        """Opens the data sets of the run, below `data_dir` if they have moved.
+
+        Raises:
+          ValueError: their images have another shape than those of the run.
+        """
+        splits = self.system.open_data(settings.config, settings.run.data_dir if data_dir is None else data_dir)
+        if splits.spec.shape != self.system.spec.shape:
+            raise ValueError(
+                f"the run models images of {self.system.spec.shape}, {splits.train.name} has {splits.spec.shape}"
+            )
+        return splits
 
 
 def restore(settings: Settings, folder: str, weights: str = "ema", step: int | None = None) -> Restored:

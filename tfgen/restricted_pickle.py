@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 DEPTH_LIMIT = 64  # levels of containers in a result: whoever walks it may recurse
-VALUES_LIMIT = 1 << 22  # values in a result, shared ones counted each time: whoever walks it comes to an end
+VALUES_LIMIT = 1 << 19  # values in a result, shared ones counted each time: whoever walks it comes to an end
 
 _OPCODE_NAMES = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 
@@ -143,7 +143,10 @@ class _Machine:
                     if (protocol := self.take(1)[0]) != 2:
                         raise MalformedError(f"expected pickle protocol 2, torch.save's own choice, found {protocol}")
                 case pickle.STOP:
-                    return self.pop()
+                    value = self.pop()
+                    if self.stack or self.stacks_below:
+                        raise MalformedError("a pickle ends with values left over: it is damaged")
+                    return value
                 case _:
                     found = f"{_OPCODE_NAMES.get(opcode, opcode)} at position {self.position - 1} of a pickle"
                     raise MalformedError(f"found opcode {found}: no tensors need it, or the file is damaged")
@@ -243,12 +246,13 @@ def _check_plain(value: Any, leaves: tuple[type, ...]) -> None:
             parts = [measure(part, depth + 1) for part in (item.values() if type(item) is dict else item)]
             measured[id(item)] = (1 + max((p[0] for p in parts), default=0), 1 + sum(p[1] for p in parts))
         levels, values = measured.get(id(item), (1, 1))
+        if max(values, len(measured)) > VALUES_LIMIT:
+            raise MalformedError(f"more than {VALUES_LIMIT} values, or the same ones over and over")
         if depth + levels > DEPTH_LIMIT:
             raise MalformedError(f"containers are nested more than {DEPTH_LIMIT} deep, or hold themselves")
         return levels, values
 
-    if measure(value, 0)[1] > VALUES_LIMIT:
-        raise MalformedError(f"more than {VALUES_LIMIT} values, most of them the same ones over and over")
+    measure(value, 0)
 
 
 def describe(value: Any) -> str:

@@ -1,17 +1,21 @@
 """`python -m tfgen.sample --run=DIR --count=N`: draws samples; settings and weights come from the run.
 
-Writes one PNG an image, a grid and an `.npz` (array `images`, uint8 [N, H, W, C]) to a new folder.
+Writes one PNG an image, a grid and an `.npz` (array `images`, uint8 [N, H, W, C], and `originals`, the images that the
+samples were made from, where there are any) to a folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import sys
+import zlib
+from typing import Any
 
 import numpy as np
 
-from tfgen.settings import flag, parse_for_run
+from tfgen.settings import SettingsError, flag, parse_for_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,9 @@ class Options:
     seed: int = flag(0, "image i is a function of the seed and i")
     weights: str = flag("ema", "averaged or raw weights", choices=("ema", "raw"))
     checkpoint_step: int | None = flag(None, "step of the checkpoint; default: the newest", minimum=0)
-    out: str = flag("", "folder for the images; default: <run>/samples/step-<step>-<weights>-seed<seed>")
+    split: str = flag("valid", "images of samples that are made from images", choices=("train", "valid", "test"))
+    data_dir: str | None = flag(None, "folder of the data sets; default: that of the run")
+    out: str = flag("", "folder for the images; default: <run>/samples/step-<step>-<weights>-seed<seed>[-<flags>]")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +54,12 @@ def run(settings, options: Options, sampling) -> int:
 
     ranks = distribute.connect()
     restored = restore(settings, options.run, options.weights, options.checkpoint_step)
-    name = f"step-{restored.checkpoint.step:09d}-{restored.weights}-seed{options.seed}"
+    system = restored.system
+    wanted = system.images_wanted(0, options.count, sampling)  # on all ranks, so that all of them refuse
+    source = _source_of(wanted, restored, settings, options) if len(wanted) else None
+    name = f"step-{restored.checkpoint.step:09d}-{restored.weights}-seed{options.seed}{_label(sampling)}"
+    if source is not None and options.split != "valid":
+        name += f"-{options.split}"
     out = pathlib.Path(options.out) if options.out else pathlib.Path(options.run) / "samples" / name
     progress: Progress | None = None
 
@@ -61,7 +72,7 @@ def run(settings, options: Options, sampling) -> int:
 
     try:
         images = evaluation.sample(
-            restored.system, options.count, Key.create(options.seed, "sample"), ranks, sampling, callback
+            system, options.count, Key.create(options.seed, "sample"), ranks, sampling, callback, source
         )
     finally:
         if progress is not None:
@@ -69,11 +80,35 @@ def run(settings, options: Options, sampling) -> int:
     if ranks.is_first:
         for index, image in enumerate(images):
             grids.save_png(out / f"{index:06d}.png", image)
-        grids.save_png(out / "grid.png", grids.display_grid(images))
+        originals = np.zeros((0, *system.spec.shape), np.uint8) if source is None else source.read(wanted)["image"]
+        grids.save_png(out / "grid.png", system.sample_grid(images, originals, sampling))
+        arrays = {"images": images} | ({"originals": originals} if len(originals) else {})
         with atomic_path(out / "samples.npz") as temporary:
-            np.savez(temporary, images=images)
+            np.savez(temporary, **arrays)
         print(f"{len(images)} images from the {restored.description}: {out}/ (grid.png, samples.npz)")
     return 0
+
+
+def _source_of(wanted: np.ndarray, restored, settings, options: Options):
+    """The split that has the images `wanted` (ascending indices)."""
+    source = getattr(restored.open_data(settings, options.data_dir), options.split)
+    if wanted[-1] >= len(source):
+        raise SettingsError(
+            f"--count={options.count}: these samples are made from the first {wanted[-1] + 1} images of {source.name}, "
+            f"which has {len(source)}: lower --count, or choose another --split"
+        )
+    return source
+
+
+def _label(sampling: Any) -> str:
+    """The system's flags that are not at their defaults: samples of another kind go to another folder."""
+    changed = [
+        f"-{field.name}-{value}"
+        for field in dataclasses.fields(sampling)
+        if (value := getattr(sampling, field.name)) != field.default
+    ]
+    label = re.sub(r"[^\w.,=+-]", "_", "".join(changed))
+    return label if len(label) <= 80 else f"-{zlib.crc32(label.encode()):08x}"  # one number for each of 80 layers
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def test_evaluation_sees_each_image_once_over_all_ranks():
     assert numbers(first) == [[0, 1], [4, 5], [8, 9]]
     assert numbers(second) == [[2, 3], [6, 7], [10]]
     assert numbers(first) == [[0, 1], [4, 5], [8, 9]]  # again
+    assert [batch["index"].tolist() for batch in second] == numbers(second)
 
 
 def test_evaluation_remainder_may_leave_a_rank_without_images():

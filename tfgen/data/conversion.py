@@ -28,9 +28,9 @@ Result = TypeVar("Result")
 OnProgress = Callable[[int], None]  # called with the number of files done
 
 _CHANNELS = 3
-_HEADERS_AT_ONCE = 1024
+_MOST_AT_ONCE = 1024  # files handed to the threads
 _BYTES_AT_ONCE = 64 * 2**20  # decoded pixels that wait for the disk
-_LEAST_AT_ONCE = 8  # files; keeps all threads busy on large images
+_LEAST_AT_ONCE = 8  # keeps all threads busy on large images
 _HEADER_BYTES = 128
 
 
@@ -98,7 +98,7 @@ def take_inventory(
     with warnings.catch_warnings():
         # Pillow warns of sizes that `inspect` rejects. Set around all threads: filters belong to the process.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for result in _in_threads(examine, names, _HEADERS_AT_ONCE):
+        for result in _in_threads(examine, names, _MOST_AT_ONCE):
             found.append(shared.setdefault(result, result))
             on_progress(len(found))
     sizes = collections.Counter(result for result in found if isinstance(result, tuple))
@@ -144,13 +144,13 @@ def write_array(
             return error
 
     count = 0
-    _check_rejects(inventory, path, allow_rejects)
+    _check_rejects(inventory, path, allow_rejects, left=len(inventory.names))
     with atomic_path(path) as temporary:
         _check_room(inventory, path, shutil.disk_usage(temporary.parent).free)
         with open(temporary, "wb") as stream:
             # Written in order rather than memory-mapped: a full disk is then an error, not a signal that kills.
             stream.write(_array_header(len(inventory.names), header))
-            at_once = max(_LEAST_AT_ONCE, _BYTES_AT_ONCE // inventory.image_bytes)
+            at_once = min(max(_LEAST_AT_ONCE, _BYTES_AT_ONCE // inventory.image_bytes), _MOST_AT_ONCE)
             results = _in_threads(pixels, inventory.names, at_once)
             for done, (name, result) in enumerate(zip(inventory.names, results, strict=True), start=1):
                 if isinstance(result, UnusableImageError):
@@ -161,12 +161,12 @@ def write_array(
                 on_progress(done)
             stream.seek(0)
             stream.write(_array_header(count, header))
-        _check_rejects(inventory, path, allow_rejects and count > 0)
+        _check_rejects(inventory, path, allow_rejects, left=count)
     return count
 
 
 def rejects_table(rejects: dict[str, str], most: int = 50) -> str:
-    """The rejected files with the reasons, sorted by path; of more than `most`, how many there are of each reason too."""
+    """Lines with the rejected files and the reasons, sorted by path; after `most` of them, a count by reason."""
     shown = sorted(rejects)[:most]
     width = max((len(name) for name in shown), default=0)
     lines = [f"  {name:<{width}}  {rejects[name]}" for name in shown]
@@ -184,12 +184,12 @@ def _in_threads(function: Callable[[str], Result], names: Sequence[str], at_once
         yield from reading_threads().map(function, names[start : start + at_once])
 
 
-def _check_rejects(inventory: Inventory, path: pathlib.Path, allowed: bool) -> None:
-    if inventory.rejects and not allowed:
+def _check_rejects(inventory: Inventory, path: pathlib.Path, allowed: bool, left: int) -> None:
+    if inventory.rejects and not (allowed and left):
+        remedy = "move them away, or leave them out with --allow_rejects" if left else "none is left"
         raise RejectedImagesError(
             f"{len(inventory.rejects)} of the {len(inventory.files.names)} files of {inventory.files.title} cannot be "
-            f"used, and {path} was not written: convert them to 8-bit RGB images of one size, move them away, or leave "
-            "them out with --allow_rejects (at least one image must be left)"
+            f"used, and {path} was not written: convert them to 8-bit RGB images of one size; {remedy}"
         )
 
 

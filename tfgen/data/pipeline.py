@@ -83,6 +83,8 @@ class IndexStream:
 class EvaluationBatches:
     """One rank's share of a source in stored order, batch by batch. Can be iterated any number of times.
 
+    A batch is what `Source.read` gives, and "index": where its images stand in the source, consecutive int64 [B].
+
     Args:
       source: where the images come from.
       batch_size: images per rank and batch.
@@ -113,7 +115,8 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         for start in range(self.rank * self.batch_size, self.count, self.ranks * self.batch_size):
-            yield self.source.read(np.arange(start, min(start + self.batch_size, self.count)))
+            indices = np.arange(start, min(start + self.batch_size, self.count), dtype=np.int64)
+            yield self.source.read(indices) | {"index": indices}
 
 
 class Prefetcher(Generic[Item]):

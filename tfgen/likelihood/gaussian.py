@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 
@@ -13,6 +15,11 @@ def draw(mean: tf.Tensor, log_std: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
       noise: standard normal numbers, of the shape of the result.
     """
     return tf.exp(log_std) * noise + mean
+
+
+def log_prob(x: tf.Tensor, mean: tf.Tensor, log_std: tf.Tensor) -> tf.Tensor:
+    """Log-density of each entry of `x`, in nats. Floating point; shapes broadcast against each other."""
+    return -0.5 * tf.square((x - mean) / tf.exp(log_std)) - log_std - 0.5 * math.log(2.0 * math.pi)
 
 
 def kl_divergence(mean_q: tf.Tensor, log_std_q: tf.Tensor, mean_p: tf.Tensor, log_std_p: tf.Tensor) -> tf.Tensor:

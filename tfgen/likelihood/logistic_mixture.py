@@ -152,24 +152,26 @@ def bucket_log_prob(distance: tf.Tensor, log_scales: tf.Tensor, target: tf.Tenso
     dtype = target.dtype
     width = tf.constant(buckets.half_width, dtype)
     below, above = target < buckets.open_below, target > buckets.open_above  # [..., C]
-    is_open = tf.cast(tf.logical_or(below, above), dtype)[..., tf.newaxis]  # [..., C, 1]
+    opened = tf.logical_or(below, above)[..., tf.newaxis]  # [..., C, 1]
+    is_open, is_closed = tf.cast(opened, dtype), tf.cast(tf.logical_not(opened), dtype)  # [..., C, 1]
+    one = is_open + is_closed  # [..., C, 1]
     to_upper = tf.where(above, math.inf, width)[..., tf.newaxis]  # [..., C, 1]
     to_lower = tf.where(below, -math.inf, -width)[..., tf.newaxis]  # [..., C, 1]
     flip = tf.where(below, -tf.ones((), dtype), 1)[..., tf.newaxis]  # [..., C, 1]
 
-    # Differentiated in closed form: automatic differentiation would also go through the branches that do not apply, at
-    # twice the cost. Masks are [..., C, 1] and enter by arithmetic where they can: the only selections left are between
-    # values that may overflow. tf.raw_ops.Select does not broadcast and is several times as fast as tf.where on a CPU.
+    # Differentiated by hand: automatic differentiation would pass through every branch, at several times the cost.
+    # Masks are [..., C, 1] and enter by arithmetic where they can. tf.raw_ops.Select does not broadcast, and is several
+    # times as fast as tf.where on a CPU.
     @tf.custom_gradient
     def evaluate(distance, log_scales):
         precision = tf.maximum(tf.exp(-log_scales), 1e-30)  # 0 times an infinite bound would be no number
-        sigmoid_upper = tf.sigmoid(precision * (distance + to_upper))
-        sigmoid_lower = tf.sigmoid(precision * (distance + to_lower))
+        sigmoid_upper = _sigmoid(precision * (distance + to_upper), one)
+        sigmoid_lower = _sigmoid(precision * (distance + to_lower), one)
         mass = sigmoid_upper - sigmoid_lower
         if buckets.exact:
             # sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)): nothing cancels.
             value = (
-                (1 - is_open) * tf.math.log(-tf.math.expm1(-2 * width * precision))
+                is_closed * tf.math.log(-tf.math.expm1(-2 * width * precision))
                 - _softplus(-precision * (distance + to_upper))
                 - _softplus(precision * (distance + to_lower))
             )
@@ -177,20 +179,27 @@ def bucket_log_prob(distance: tf.Tensor, log_scales: tf.Tensor, target: tf.Tenso
             # One softplus for three branches: of -(m + h) below, of m - h above, of m between.
             argument = precision * (flip * distance - is_open * width)
             log_density = argument - log_scales + math.log(2 * buckets.half_width)  # but for -2 softplus(m)
-            tail = (1 - is_open) * log_density - (2 - is_open) * _softplus(argument)
-            by_mass = (1 - is_open) * mass > _MIN_MASS
-            value = tf.raw_ops.Select(condition=by_mass, x=tf.math.log(tf.maximum(mass, 1e-12)), y=tail)
+            tail = is_closed * log_density - (one + is_closed) * _softplus(argument)
+            by_mass = is_closed * mass > _MIN_MASS
+            floored_mass = tf.maximum(mass, 1e-12)
+            value = tf.raw_ops.Select(condition=by_mass, x=tf.math.log(floored_mass), y=tail)
 
         def gradient(upstream):
-            # d ln(mass) / dm = 1 - sigmoid(m + h) - sigmoid(m - h). Density has 1 - 2 sigmoid(m), the same to 1e-5.
+            half = precision * width  # h
+            # By m: 1 - sigmoid(m + h) - sigmoid(m - h). For the density it is 1 - 2 sigmoid(m), the same to 1e-5.
             by_scaled = 1 - sigmoid_upper - sigmoid_lower
-            # h d ln(mass) / dh = h coth(h) - h mass; for open buckets h - h mass. Density has 1.
-            by_half = precision * width * (1 / tf.tanh(precision * (to_upper - to_lower) / 2) - mass)
-            if not buckets.exact:
-                by_density = mass + is_open <= _MIN_MASS
-                by_half = tf.raw_ops.Select(condition=by_density, x=tf.ones_like(by_half), y=by_half)
-            upstream = upstream[..., tf.newaxis, :]  # [..., 1, M]
+            if buckets.exact:
+                # By h, times h: h coth(h) - h mass; for an open bucket h - h mass.
+                by_half = half * (1 / tf.tanh(precision * (to_upper - to_lower) / 2) - mass)
+            else:
+                # As of ln(mass) with the rounded mass, so that value and derivative belong together.
+                slope_upper = sigmoid_upper * (1 - sigmoid_upper) / floored_mass
+                slope_lower = sigmoid_lower * (1 - sigmoid_lower) / floored_mass
+                by_scaled = tf.raw_ops.Select(condition=by_mass, x=slope_upper - slope_lower, y=by_scaled)
+                by_half_tail = is_closed + is_open * half * (1 - mass)
+                by_half = tf.raw_ops.Select(condition=by_mass, x=half * (slope_upper + slope_lower), y=by_half_tail)
             by_distance = precision * by_scaled
+            upstream = upstream[..., tf.newaxis, :]  # [..., 1, M]
             return upstream * by_distance, -upstream * (distance * by_distance + by_half)
 
         return tf.reduce_sum(value, axis=-2), gradient
@@ -261,6 +270,19 @@ def _take_logits_off(parameters: tf.Tensor, channels: int) -> tuple[tf.Tensor, t
     logits, rest = tf.split(parameters, [components, size - components], axis=-1)
     shape = tf.concat([tf.shape(parameters)[:-1], [channels, kinds, components]], axis=0)
     return logits, tf.reshape(rest, shape)
+
+
+def _sigmoid(x: tf.Tensor, one: tf.Tensor) -> tf.Tensor:
+    """1 / (1 + exp(-x)), rounded after each of these operations.
+
+    A small difference of two sigmoids near 1 has few digits left: which ones, and so the log-probability in its fourth
+    digit, depends on how they were rounded. The published numbers come from this formula; tf.sigmoid rounds otherwise.
+
+    Args:
+      one: ones, of a shape that broadcasts, which must not be a constant: TensorFlow's graph optimiser takes a constant
+        1 / x for a reciprocal, whose kernel is less accurate than a division.
+    """
+    return one / (1 + tf.exp(-x))
 
 
 def _softplus(x: tf.Tensor) -> tf.Tensor:

@@ -63,10 +63,14 @@ def display_scale(side: int) -> int:
     return math.ceil(VISIBLE_SIDE / side)
 
 
-def display_grid(images: np.ndarray) -> np.ndarray:
-    """The grid shown to people: enlarged to a visible size, nearly square. uint8 [N, H, W, C] -> [H', W', C]."""
+def display_grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """The grid shown to people, enlarged to a visible size: uint8 [N, H, W, C] -> [H', W', C].
+
+    Args:
+      columns: images side by side; without it the grid is nearly square.
+    """
     images = _checked(images, "images", "[N, H, W, C]")
-    return tile(enlarge(images, display_scale(min(images.shape[1:3]))), border=2)
+    return tile(enlarge(images, display_scale(min(images.shape[1:3]))), columns=columns, border=2)
 
 
 def encode_png(image: np.ndarray) -> bytes:

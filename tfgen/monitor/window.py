@@ -40,5 +40,7 @@ def summarize(records: Sequence[Mapping[str, float]], statistics: Mapping[str, S
         elif statistic == "newest":
             combined[name] = values[-1]
         else:
-            raise ValueError(f"no statistic {statistic!r} for {name}; there are mean, mean_and_finite, sum, largest, newest")
+            raise ValueError(
+                f"no statistic {statistic!r} for {name}; there are mean, mean_and_finite, sum, largest, newest"
+            )
     return combined

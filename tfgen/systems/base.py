@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgen.data.source import ImageSpec, Splits
+from tfgen.monitor import grids
 from tfgen.monitor.window import Statistic
 from tfgen.randomness import Key, StepDraws
 from tfgen.training.recipe import Recipe
@@ -109,12 +110,40 @@ class System(abc.ABC):
 
     # What the commands need -----------------------------------------------------------------------------
 
-    @abc.abstractmethod
-    def sample(self, count: int, key: Key, options: Any, callback: SampleCallback | None = None) -> np.ndarray:
-        """uint8 [count, H, W, C]. Sample i depends on (key, i) only, not on `count`.
+    def images_wanted(self, first: int, count: int, options: Any) -> np.ndarray:
+        """Which images samples `first` to `first + count - 1` are made from: ascending indices, int64 [n].
 
-        `options` is an instance of `sample_options_class`.
+        None unless a system says otherwise: samples are made from noise.
         """
+        del first, count, options
+        return np.zeros(0, np.int64)
+
+    @abc.abstractmethod
+    def sample(
+        self,
+        count: int,
+        key: Key,
+        options: Any,
+        callback: SampleCallback | None = None,
+        images: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """uint8 [count, H, W, C]. Sample i depends on (key, i) and the images it is made from only, not on `count`.
+
+        Args:
+          key: its `first_sample` is the number of the first sample.
+          options: instance of `sample_options_class`.
+          images: those at `images_wanted(first sample, count, options)`, uint8 [n, H, W, C].
+        """
+
+    def sample_grid(self, samples: np.ndarray, originals: np.ndarray, options: Any) -> np.ndarray:
+        """The picture of samples that people look at, uint8 [height, width, C].
+
+        Args:
+          samples: uint8 [count, H, W, C].
+          originals: the images they were made from, uint8 [n, H, W, C].
+        """
+        del originals, options
+        return grids.display_grid(samples)
 
     def default_evaluate_options(self) -> Any:
         """The `evaluate_options_class` instance of evaluations during training."""
@@ -124,7 +153,7 @@ class System(abc.ABC):
     def evaluate(
         self, batches: Iterable[dict[str, np.ndarray]], options: Any, folder: pathlib.Path
     ) -> dict[str, float]:
-        """Metrics over raw batches as `Source.read` gives them, and "examples", their number.
+        """Metrics over raw batches as `EvaluationBatches` gives them, and "examples", the number of images.
 
         The names say what is a likelihood and what a bound. Each metric is a mean over the examples, so that
         ranks can be combined. `batches` can be iterated more than once; the last batch may be smaller.

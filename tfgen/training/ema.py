@@ -39,7 +39,9 @@ class Ema(tf.Module):
                 f"decay is {decay}, expected at least 0 and less than 1 (0.999 remembers about 1000 updates)"
             )
         if warmup and rounded_rate:
-            raise ValueError("warmup and rounded_rate together: the rate of a warm-up changes with every update; drop one")
+            raise ValueError(
+                "warmup and rounded_rate together: the rate of a warm-up changes with every update; drop one"
+            )
         self.decay, self.warmup, self.rounded_rate = decay, warmup, rounded_rate
         self.averages: list[tf.Variable] = []
         self._targets = Targets(())

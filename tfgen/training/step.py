@@ -35,7 +35,8 @@ class TrainStep:
         self._variables = system.network.trainable_variables
         self._key = Key.create(recipe.seed, "train", first_sample=ranks.rank * recipe.batch_size)
 
-    @tf.function(reduce_retracing=True)
+    # Nothing here depends on the value of a tensor, but for one explicit tf.cond: AutoGraph would only cost time.
+    @tf.function(reduce_retracing=True, autograph=False)
     def __call__(self, batch: dict[str, tf.Tensor], requests: tf.Tensor) -> dict[str, tf.Tensor]:
         """Takes one step.
 

@@ -1,3 +1,3 @@
 """Checkers of the VDVAE recordings."""
 
-from tests.parity.vdvae import preproc, splits  # noqa: F401  (registration)
+from tests.parity.vdvae import dmol, model, preproc, splits, train, units, viz  # noqa: F401  (registration)

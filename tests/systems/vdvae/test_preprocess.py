@@ -36,7 +36,7 @@ def test_low_bits_are_dropped_from_the_target_only():
 
 
 def test_levels_survive_the_unit_range():
-    """Pictures of ffhq_1024 originals are 255 x, truncated, in the original; the bytes that a source holds are equal."""
+    """The original shows ffhq_1024 images as 255 x, truncated: the bytes that a source holds."""
     x = LEVELS.astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal((x * np.float32(255)).astype(np.uint8), LEVELS)
 

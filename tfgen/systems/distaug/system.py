@@ -228,9 +228,15 @@ class DistAug(System):
         )
 
     def sample(
-        self, count: int, key: Key, options: SampleOptions, callback: SampleCallback | None = None
+        self,
+        count: int,
+        key: Key,
+        options: SampleOptions,
+        callback: SampleCallback | None = None,
+        images: np.ndarray | None = None,
     ) -> np.ndarray:
         """Ancestral sampling. See `System.sample`."""
+        del images
         size = options.sample_batch or self.config.sample_batch
         temperature = self.config.temperature if options.temperature is None else options.temperature
         row = self._conditioning_row(options.tokens)

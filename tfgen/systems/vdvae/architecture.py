@@ -49,7 +49,9 @@ def parse_blocks(text: str, flag_name: str = "enc_blocks") -> tuple[Token, ...]:
         elif kind is None:
             blocks.append(Token(resolution))
         elif int(number) == 0:
-            raise ArchitectureError(f"--{flag_name}={text}: the number after {kind!r} in {item!r} is 0, expected 1 or more")
+            raise ArchitectureError(
+                f"--{flag_name}={text}: the number after {kind!r} in {item!r} is 0, expected 1 or more"
+            )
         else:
             blocks.append(Token(resolution, int(number)))
     return tuple(blocks)

@@ -33,7 +33,9 @@ class Config:
     )
     data_root: str = flag("./", "Folder with the data files; ./ leaves it to --data_dir.")
 
-    enc_blocks: str = flag("", "Encoder blocks: 32x11,32d2,... (RxN: N blocks at R; RdF: one, then pooling by F).", group="Network")
+    enc_blocks: str = flag(
+        "", "Encoder blocks: 32x11,32d2,... (RxN: N blocks at R; RdF: one, then pooling by F).", group="Network"
+    )
     dec_blocks: str = flag("", "Decoder blocks: 1x1,4m1,4x2,... (RmS: a block at R that adds the state at S).")
     zdim: int = flag(16, "Latent channels of every stochastic layer.", minimum=1)
     width: int = flag(512, "Channels, where custom_width_str names no others.", minimum=1)
@@ -41,7 +43,9 @@ class Config:
     bottleneck_multiple: float = flag(0.25, "Channels inside a block as a share of its width.", above=0.0)
     no_bias_above: int = flag(64, "Decoder resolutions up to this one have a learned initial state.", minimum=0)
     num_mixtures: int = flag(10, "Logistic components of the output head.", minimum=1)
-    scale_encblock: bool = flag(False, "Scale the encoder blocks.", unused="the original always scales their initial values")
+    scale_encblock: bool = flag(
+        False, "Scale the encoder blocks.", unused="the original always scales their initial values"
+    )
 
     n_batch: int = flag(32, "Images per rank and update.", minimum=1, group="Optimisation")
     lr: float = flag(0.00015, "Learning rate.", minimum=0.0)
@@ -50,9 +54,7 @@ class Config:
     adam_beta1: float = flag(0.9, "Decay of the first moment.", minimum=0.0, below=1.0)
     adam_beta2: float = flag(0.9, "Decay of the second moment.", minimum=0.0, below=1.0)
     grad_clip: float = flag(200.0, "Clip of the gradients' global norm.", above=0.0)
-    skip_threshold: float = flag(
-        400.0, "A step whose gradient norm reaches this changes nothing; -1 for no threshold."
-    )
+    skip_threshold: float = flag(400.0, "A step whose gradient norm reaches this changes nothing; -1 for no threshold.")
     ema_rate: float = flag(0.999, "Decay of the averaged weights, per update.", minimum=0.0, below=1.0)
     num_epochs: int = flag(10000, "Epochs after which the run ends.", minimum=1)
     seed: int = flag(0, "Seed of initial weights, data order and noise.", minimum=0, maximum=_LARGEST_SEED)
@@ -77,13 +79,19 @@ class Config:
     restore_optimizer_path: str = flag("", "Optimizer state (-opt.th) to start from.")
     restore_log_path: str = flag("", "Log (-log.jsonl) that says at which step to start.")
 
+    restart_warmup: bool = flag(
+        False, "After restoring files of the original code begin the warm-up anew, as it does; otherwise it goes on."
+    )
+
     num_images_visualize: int = flag(8, "Columns of the picture grid.", minimum=1, group="Pictures")
     num_variables_visualize: int = flag(6, "Rows of partial reconstructions.", minimum=0)
     num_temperatures_visualize: int = flag(
         3, "Rows of samples, at temperatures 1.0, 0.9, 0.8 and 0.7; at most 4 are drawn.", minimum=0
     )
     sample_batch: int = flag(16, "Samples drawn at a time on one rank.", minimum=1)
-    temperature: float = flag(1.0, "Temperature.", unused="choose it when sampling: python -m tfgen.sample --temperature")
+    temperature: float = flag(
+        1.0, "Temperature.", unused="choose it when sampling: python -m tfgen.sample --temperature"
+    )
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -111,7 +119,9 @@ class Config:
         self.check()
         size = f"images of {self.dataset} are {spec.height}x{spec.width}x{spec.channels}"
         if spec.channels != 3:
-            raise SettingsError(f"{size}: the output head of VDVAE is made for 3 channels (RGB); convert the images to RGB")
+            raise SettingsError(
+                f"{size}: the output head of VDVAE is made for 3 channels (RGB); convert the images to RGB"
+            )
         if spec.height != spec.width:
             raise SettingsError(f"{size}: VDVAE needs square images; crop or resize them")
         self.architecture(spec.height)

@@ -3,14 +3,14 @@
 Letters: B batch, R image side, r resolution of a block, W(r) its channels, Z latent channels of a stochastic layer,
 M logistic components. Features are channels-last, [B, r, r, W].
 
-A network has up to two thousand variables in some eighty blocks, most of them alike. The arithmetic of a block is
-therefore a function of its inputs and weights, traced once for each shape and called by every block of that shape: the
-graph grows by one operation a block, and the first step begins minutes earlier than with the blocks spelled out.
+A network has up to two and a half thousand variables in more than a hundred blocks, most of them alike. The arithmetic
+of a block is therefore a function of its inputs and weights that all blocks of a shape share, see `traced_once`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,14 +18,13 @@ import tensorflow as tf
 
 from tfgen.likelihood import gaussian
 from tfgen.ops.gelu import gelu
+from tfgen.ops.traced import traced_once
 from tfgen.randomness import host_generator
 from tfgen.systems.vdvae.architecture import Architecture, DecoderBlock, EncoderBlock
 
 # draw(layer index, shape) -> standard normal float32 of that shape; called once for each stochastic layer that draws.
 Draw = Callable[[int, Sequence[int | tf.Tensor]], tf.Tensor]
 Weights = list[tf.Tensor]  # kernel, bias, kernel, bias ... of a bottleneck, kernels [height, width, in, out]
-
-_CALLED = {"_noinline": True}  # inlining would spell the blocks out again before the first step
 
 
 # Arithmetic ------------------------------------------------------------------------------------------------
@@ -43,14 +42,24 @@ def bottleneck(x: tf.Tensor, weights: Weights) -> tf.Tensor:
     return x
 
 
-@tf.function(autograph=False, experimental_attributes=_CALLED)
+def pooled(x: tf.Tensor, factor: int) -> tf.Tensor:
+    """Means over squares of `factor` by `factor` pixels; a remainder of rows and columns is dropped."""
+    return tf.nn.avg_pool2d(x, factor, factor, "VALID") if factor > 1 else x
+
+
+def padded(x: tf.Tensor, shape: EncoderBlock) -> tf.Tensor:
+    """Channels of zeros appended up to the width of the next block."""
+    missing = shape.output_width - shape.width
+    return tf.pad(x, [[0, 0], [0, 0], [0, 0], [0, missing]]) if missing else x
+
+
+@traced_once
 def residual_block(x: tf.Tensor, weights: Weights, pool: int) -> tf.Tensor:
-    """x + bottleneck(x), average-pooled by `pool`; a remainder of rows and columns is dropped."""
-    x = x + bottleneck(x, weights)
-    return tf.nn.avg_pool2d(x, pool, pool, "VALID") if pool > 1 else x
+    """x + bottleneck(x), then `pooled`."""
+    return pooled(x + bottleneck(x, weights), pool)
 
 
-@tf.function(autograph=False, experimental_attributes=_CALLED)
+@traced_once
 def inference_layer(
     x: tf.Tensor,
     features: tf.Tensor,
@@ -82,7 +91,7 @@ def inference_layer(
     return _with_latents(x + deterministic, z, rest), z, kl
 
 
-@tf.function(autograph=False, experimental_attributes=_CALLED)
+@traced_once
 def generation_layer(
     x: tf.Tensor, noise: tf.Tensor, temperature: tf.Tensor, prior: Weights, rest: Weights
 ) -> tf.Tensor:
@@ -93,7 +102,7 @@ def generation_layer(
     return _with_latents(x + deterministic, z, rest)
 
 
-@tf.function(autograph=False, experimental_attributes=_CALLED)
+@traced_once
 def given_layer(x: tf.Tensor, z: tf.Tensor, prior: Weights, rest: Weights) -> tf.Tensor:
     """One stochastic layer whose latents z [B, r, r, Z] are given."""
     _, _, deterministic = split_prior(bottleneck(x, prior), z.shape[-1])
@@ -102,7 +111,9 @@ def given_layer(x: tf.Tensor, z: tf.Tensor, prior: Weights, rest: Weights) -> tf
 
 def split_prior(outputs: tf.Tensor, latents: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Mean and log standard deviation of the prior, [..., Z], and the features it adds to the state, [..., W]."""
-    return outputs[..., :latents], outputs[..., latents : 2 * latents], outputs[..., 2 * latents :]
+    # Not slices: the gradient of a split is one concatenation, that of three slices three padded copies and their sum.
+    mean, log_std, features = tf.split(outputs, [latents, latents, outputs.shape[-1] - 2 * latents], -1)
+    return mean, log_std, features
 
 
 def _with_latents(x: tf.Tensor, z: tf.Tensor, rest: Weights) -> tf.Tensor:
@@ -189,9 +200,7 @@ class ResidualBlock(tf.keras.layers.Layer):
         )
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        x = residual_block(x, self.inner.values, self.shape.pool)
-        missing = self.shape.output_width - self.shape.width
-        return tf.pad(x, [[0, 0], [0, 0], [0, 0], [0, missing]]) if missing else x
+        return padded(residual_block(x, self.inner.values, self.shape.pool), self.shape)
 
 
 class StochasticLayer(tf.keras.layers.Layer):
@@ -312,6 +321,7 @@ class VDVAE(tf.keras.Model):
         draw: Draw,
         latents: Sequence[tf.Tensor | None] = (),
         temperatures: float | tf.Tensor | Sequence[float | tf.Tensor] = 1.0,
+        leading: tf.Tensor | None = None,
     ) -> tf.Tensor:
         """Features [batch, R, R, width] for the head, from the prior.
 
@@ -319,6 +329,7 @@ class VDVAE(tf.keras.Model):
           draw: noise of each layer that draws.
           latents: of the first layers, [batch, r, r, Z] each; None, and every layer beyond the list, draws.
           temperatures: factor on the standard deviation of the prior, one for all layers or one for each.
+          leading: how many of `latents` are used, where a graph leaves that open: int32 scalar.
 
         Raises:
           ValueError: more latents than layers, or another number of temperatures than layers.
@@ -333,14 +344,14 @@ class VDVAE(tf.keras.Model):
         states = self.starting_states(batch)
         for index, (block, z, temperature) in enumerate(zip(self.decoder_blocks, given, per_layer, strict=True)):
             side = block.shape.resolution
-            x = self.input_state(states, block.shape, batch)
-            if z is None:
-                noise = draw(index, [batch, side, side, self.latents])
-                states[side] = generation_layer(
-                    x, noise, tf.cast(temperature, tf.float32), block.prior.values, block.rest
-                )
-            else:
-                states[side] = given_layer(x, z, block.prior.values, block.rest)
+            x, weights = self.input_state(states, block.shape, batch), (block.prior.values, block.rest)
+            with_given = functools.partial(given_layer, x, z, *weights)
+            if z is not None and leading is None:
+                states[side] = with_given()
+                continue
+            noise = draw(index, [batch, side, side, self.latents])
+            with_drawn = functools.partial(generation_layer, x, noise, tf.cast(temperature, tf.float32), *weights)
+            states[side] = with_drawn() if z is None else tf.cond(index < leading, with_given, with_drawn)
         return self._final(states)
 
     def mixture_parameters(self, features: tf.Tensor) -> tf.Tensor:

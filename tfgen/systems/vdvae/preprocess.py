@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 _LOW_BITS = 0b111  # dropped from targets of 5 bits
+_MIDDLE, _PER_HALF_RANGE = np.float32(-127.5), np.float32(1 / 127.5)  # 0..255 to [-1, 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Preprocessing:
 
     shift: np.float32
     scale: np.float32
-    shift_loss: np.float32 = np.float32(-127.5)
-    scale_loss: np.float32 = np.float32(1 / 127.5)
+    shift_loss: np.float32 = _MIDDLE
+    scale_loss: np.float32 = _PER_HALF_RANGE
     low_bit: bool = False
     unit_range: bool = False
 
@@ -60,25 +61,21 @@ class Preprocessing:
         return values / 255.0 if self.unit_range else values
 
 
-def _deviation(value: float) -> np.float32:
-    """The scale of a standard deviation: divided in double precision, then rounded, as the original does."""
-    return np.float32(1 / value)
-
-
+# shift is minus the mean, scale one over the standard deviation (divided in double precision, then rounded).
 PREPROCESSING = {
-    "cifar10": Preprocessing(np.float32(-120.63838), _deviation(64.16736)),
-    "imagenet32": Preprocessing(np.float32(-116.2373), _deviation(69.37404)),
-    "imagenet64": Preprocessing(np.float32(-115.92961967), _deviation(69.37404)),
-    "ffhq_256": Preprocessing(np.float32(-112.8666757481), _deviation(69.84780273), low_bit=True),
+    "cifar10": Preprocessing(np.float32(-120.63838), np.float32(1 / 64.16736)),
+    "imagenet32": Preprocessing(np.float32(-116.2373), np.float32(1 / 69.37404)),
+    "imagenet64": Preprocessing(np.float32(-115.92961967), np.float32(1 / 69.37404)),
+    "ffhq_256": Preprocessing(np.float32(-112.8666757481), np.float32(1 / 69.84780273), low_bit=True),
     "ffhq_1024": Preprocessing(
-        np.float32(-0.4387), _deviation(0.2743), np.float32(-0.5), np.float32(2.0), unit_range=True
+        np.float32(-0.4387), np.float32(1 / 0.2743), np.float32(-0.5), np.float32(2.0), unit_range=True
     ),
 }
 
 # Data sets that the original did not know: the input equals the target. Their statistics are near enough to those above
 # for the network's first convolution. Mean and standard deviation over all pixels and channels of the training images,
 # `x = source.read(np.arange(len(source)))["image"]; x.mean(), x.std()`: digits 77.9 and 95.8, photos 111.3 and 84.2.
-GENERIC = Preprocessing(np.float32(-127.5), np.float32(1 / 127.5))
+GENERIC = Preprocessing(_MIDDLE, _PER_HALF_RANGE)
 
 
 def preprocessing(dataset: str) -> Preprocessing:

@@ -161,7 +161,9 @@ def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> None:
     named = variables(network)
     state = saved["state"]
     if len(state) not in (0, len(named)):
-        raise CheckpointError(f"{path} has moments of {len(state)} tensors, expected {len(named)}: is it of this network?")
+        raise CheckpointError(
+            f"{path} has moments of {len(state)} tensors, expected {len(named)}: is it of this network?"
+        )
     values: list[tuple[tf.Variable, np.ndarray]] = []
     position = {variable.ref(): index for index, variable in enumerate(network.trainable_variables)}
     for index, item in enumerate(named if state else ()):
@@ -210,10 +212,66 @@ def read_log(path: str) -> LogPosition:
             elif kind == "eval_loss":
                 best = min(best, float(record["elbo"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}, line {number}: expected a JSON record of the log, found {error!r}") from error
+            raise CheckpointError(
+                f"{path}, line {number}: expected a JSON record of the log, found {error!r}"
+            ) from error
     if step < 0:
         raise CheckpointError(f"{path} has no train_loss record, which would say at which step to start")
     return LogPosition(epoch, step, best)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files to start from; "" for those that are not there. One of the first two is."""
+
+    weights: str = ""
+    averages: str = ""
+    optimizer: str = ""
+    log: str = ""
+
+
+def files_beside(path: str) -> Files:
+    """All files of the checkpoint that the weights at `path` (`P-model.th` or `P-model-ema.th`) belong to.
+
+    Raises:
+      CheckpointError: the name ends in neither.
+    """
+    for ending in (AVERAGES, WEIGHTS):
+        if path.endswith(ending):
+            stem = path.removesuffix(ending)
+            found = [name if pathlib.Path(name).is_file() else "" for name in _names(stem)]
+            # Averaged weights that are named by themselves are meant, also where raw ones lie beside them.
+            return Files("", path) if ending == AVERAGES else Files(path, *found[1:])
+    raise CheckpointError(f"{path}: expected a file whose name ends in {WEIGHTS} or {AVERAGES}")
+
+
+def _names(stem: str) -> list[str]:
+    return [stem + ending for ending in (WEIGHTS, AVERAGES, OPTIMIZER, LOG)]
+
+
+def load_into(files: Files, network: VDVAE, averages: Sequence[tf.Variable], optimizer: Any) -> int:
+    """Sets a network, its averages and its optimizer to published files; returns the step that they reached.
+
+    Averages without a file of their own start as the weights; weights without a file as the averages (only averages
+    were published of some models). Without a log the step is the optimizer's number of updates, or 0.
+
+    Args:
+      averages: one variable for each of `network.trainable_variables`.
+      optimizer: a built `AdamW`.
+
+    Raises:
+      CheckpointError, torch_file.TorchFileError: a file is damaged or does not fit. Nothing that was saved changes.
+    """
+    position = read_log(files.log) if files.log else None
+    weights = read_weights(files.weights or files.averages)
+    averaged = read_weights(files.averages) if files.averages else weights
+    assign(network, weights, network.trainable_variables, files.weights or files.averages)
+    assign(network, averaged, averages, files.averages or files.weights)
+    if files.optimizer:
+        read_optimizer(files.optimizer, network, optimizer)
+    if position is not None:
+        return position.step
+    return int(optimizer.updates) if files.optimizer else 0
 
 
 def _shortened(items: Sequence[str]) -> str:

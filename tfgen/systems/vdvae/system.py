@@ -6,7 +6,8 @@ Child, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them 
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
+import logging
 import pathlib
 from collections.abc import Iterable
 
@@ -17,33 +18,18 @@ from tfgen.data.source import ImageSpec, Splits
 from tfgen.likelihood import logistic_mixture
 from tfgen.likelihood.bits import bits_per_dim
 from tfgen.randomness import Key
-from tfgen.settings import flag
 from tfgen.systems.base import Batch, Loss, SampleCallback, System
-from tfgen.systems.vdvae import data, published
+from tfgen.systems.vdvae import data, exported, published, sampling
 from tfgen.systems.vdvae.config import Config
+from tfgen.systems.vdvae.evaluation import EvaluateOptions, Evaluator
 from tfgen.systems.vdvae.network import VDVAE, Draw
+from tfgen.systems.vdvae.pictures import picture_grid
 from tfgen.systems.vdvae.preprocess import preprocessing
+from tfgen.systems.vdvae.sampling import Noise, SampleOptions, Sampler, latent_noise
 from tfgen.training.optimizers import AdamW
 from tfgen.training.recipe import Recipe
 from tfgen.training.schedules import LinearWarmup
 from tfgen.training.state import TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleOptions:
-    """Extra flags of `tfgen.sample`."""
-
-    temperature: str = flag("1", "factor on the standard deviation of the prior: a number, or one for each layer")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """Extra flags of `tfgen.evaluate`."""
-
-    importance_samples: int = flag(
-        1, "latents drawn for each image; above 1 also the importance-weighted bound of that many", minimum=1
-    )
-    noise_seed: int = flag(0, "image i is evaluated with noise that is a function of this seed and i")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +74,10 @@ class VeryDeepVAE(System):
         self.preprocessing = preprocessing(config.dataset)
         self.buckets = logistic_mixture.FIVE_BIT if self.preprocessing.low_bit else logistic_mixture.EIGHT_BIT
         self.network = VDVAE(self.architecture, config.zdim, config.num_mixtures, config.seed)
+        # Where the warm-up began anew, see --restart_warmup; -1 if it did not.
+        self.state.restored_step = tf.Variable(-1, dtype=tf.int64, trainable=False, name="restored_step")
+        self._sampler = Sampler(self.network, self.preprocessing)
+        self._evaluator = Evaluator(self)
 
     # Before the network exists --------------------------------------------------------------------------
 
@@ -114,7 +104,7 @@ class VeryDeepVAE(System):
             batch_size=config.n_batch,
             steps=config.num_epochs * per_epoch,
             optimizer=AdamW(config.adam_beta1, config.adam_beta2, weight_decay=config.wd),
-            learning_rate=LinearWarmup(config.lr, config.warmup_iters),
+            learning_rate=self.learning_rate,
             max_grad_norm=config.grad_clip,
             clip_epsilon=1e-6,
             max_update_norm=None if config.skip_threshold == -1 else config.skip_threshold,
@@ -133,6 +123,19 @@ class VeryDeepVAE(System):
             eval_split="test" if config.test_eval else "valid",
             restore_path=config.restore_path or config.restore_ema_path,
         )
+
+    def learning_rate(self, step: tf.Tensor) -> tf.Tensor:
+        """The rate of a step (int64): a warm-up that may have begun anew at `restored_step`.
+
+        The original restores an optimizer after its schedule was attached: the first step still has the rate that was
+        saved, which is the full one, the next ones climb from 1 / warmup_iters.
+        """
+        schedule = LinearWarmup(self.config.lr, self.config.warmup_iters)
+        if not self.config.restart_warmup:
+            return schedule(step)
+        began = self.state.restored_step
+        since = tf.cast(step, tf.int64) - tf.maximum(began, 0)
+        return tf.where((began >= 0) & (since == 0), np.float32(self.config.lr), schedule(since))
 
     def loss(self, batch: Batch, key: Key, training: bool) -> Loss:
         del training  # the network is the same in both
@@ -177,67 +180,54 @@ class VeryDeepVAE(System):
 
     # What the commands need -----------------------------------------------------------------------------
 
+    def images_wanted(self, first: int, count: int, options: SampleOptions) -> np.ndarray:
+        return sampling.images_wanted(first, count, options)
+
     def sample(
-        self, count: int, key: Key, options: SampleOptions, callback: SampleCallback | None = None
+        self,
+        count: int,
+        key: Key,
+        options: SampleOptions,
+        callback: SampleCallback | None = None,
+        images: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Unconditional samples. See `System.sample`."""
-        size = self.config.sample_batch
-        temperatures = tf.constant(self._temperatures(options.temperature), tf.float32)
-        parts = []
-        for first in range(0, count, size):
-            # A short last batch is drawn whole: one compiled sampler serves all.
-            drawn = key.skip(first)
-            parts.append(self._draw(size, drawn.seed, drawn.first_sample, temperatures).numpy()[: count - first])
-            if callback is not None:
-                callback(min(first + size, count), count, None)
-        return np.concatenate(parts)
+        """Samples of the kind that `options` ask for. See `System.sample`."""
+        batch_size = options.sample_batch or self.config.sample_batch
+        return self._sampler.sample(count, key, options, batch_size, callback, images)
 
-    def _temperatures(self, text: str) -> list[float]:
-        """One temperature for each stochastic layer, from "0.8" or "1,1,0.9,..."."""
-        layers = len(self.architecture.decoder)
-        try:
-            values = [float(item) for item in text.split(",")]
-        except ValueError:
-            values = []
-        if len(values) not in (1, layers) or any(not 0 <= value < math.inf for value in values):
-            raise ValueError(
-                f"--temperature={text}: expected one number of at least 0, or one for each of the {layers} layers, "
-                "separated by commas"
-            )
-        return values * layers if len(values) == 1 else values
-
-    @tf.function(autograph=False, reduce_retracing=True)
-    def _draw(self, count, seed, first_sample, temperatures) -> tf.Tensor:
-        """uint8 [count, R, R, 3]."""
-        key = Key(seed, first_sample)
-        features = self.network.generate(count, latent_noise(key), temperatures=tf.unstack(temperatures))
-        return self.draw_images(features, key)
-
-    def draw_images(self, features: tf.Tensor, key: Key) -> tf.Tensor:
-        """uint8 [B, R, R, 3], drawn from the head given the decoder's features [B, R, R, width]."""
-        parameters = self.network.mixture_parameters(features)
-        shape = tf.unstack(tf.shape(features))[:3]
-        mixture = key.fold("mixture").uniform([*shape, self.config.num_mixtures])
-        logistic = key.fold("logistic").uniform([*shape, 3])
-        images = logistic_mixture.sample(
-            parameters, logistic_mixture.open_interval(mixture), logistic_mixture.open_interval(logistic)
-        )
-        return logistic_mixture.to_uint8(images)
+    def sample_grid(self, samples: np.ndarray, originals: np.ndarray, options: SampleOptions) -> np.ndarray:
+        return sampling.sample_grid(samples, originals, options)
 
     def evaluate(
         self, batches: Iterable[dict[str, np.ndarray]], options: EvaluateOptions, folder: pathlib.Path
     ) -> dict[str, float]:
         """The evidence lower bound, from one draw of the latents for each image. See `System.evaluate`."""
-        raise NotImplementedError
+        return self._evaluator.evaluate(batches, options)
+
+    def pictures(self, images: np.ndarray, key: Key) -> dict[str, np.ndarray]:
+        """Originals, partial reconstructions and samples as one grid. See `System.pictures`."""
+        inputs, _ = self.preprocessing.input_and_target(images)
+        noises = (Noise.of(key.fold(row)) for row in itertools.count())
+        config = self.config
+        grid = picture_grid(
+            self.network, images, inputs, noises, config.num_variables_visualize, config.num_temperatures_visualize
+        )
+        return {"pictures": grid}
 
     def signatures(self) -> dict[str, tf.types.experimental.GenericFunction]:
-        raise NotImplementedError
+        return exported.signatures(self)
 
     def load_published(self, path: str, state: TrainState) -> None:
-        raise NotImplementedError
-
-
-def latent_noise(key: Key) -> Draw:
-    """The noise of every stochastic layer, as a function of the key."""
-    stream = key.fold("latents")
-    return lambda layer, shape: stream.fold(layer).normal(shape)
+        """See `System.load_published`. Of a path that no flag names, the files with the same stem are read, too."""
+        config = self.config
+        files = published.Files(
+            config.restore_path, config.restore_ema_path, config.restore_optimizer_path, config.restore_log_path
+        )
+        if path not in (files.weights, files.averages):
+            files = published.files_beside(path)
+        for what, name in dataclasses.asdict(files).items():
+            logging.info("%s: %s", what, name or "none")
+        step = published.load_into(files, self.network, state.averages[0].averages, state.optimizer)
+        state.step.assign(step)
+        if config.restart_warmup:
+            self.state.restored_step.assign(step)

@@ -1,0 +1,97 @@
+"""`python -m benchmarks.step --case=NAME`: one training step, and a batch of samples, of a named configuration.
+
+Prints one JSON line: medians in seconds, the time from the command to the end of the first step, and peak memory. The
+step is the trainer's own: noise, forward, backward, clipping, optimizer, averaged weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+
+STARTED = time.time()
+
+# Configuration of the reference timing of the original VDVAE (two threads, float32): 1,067,980 parameters.
+CASES = {
+    "vdvae_reference": [
+        "--system=vdvae", "--dataset=cifar10", "--width=96", "--zdim=16", "--num_mixtures=10", "--n_batch=8",
+        "--enc_blocks=32x3,32d2,16x3,16d2,8x2,8d2,4x2,4d4,1x2",
+        "--dec_blocks=1x1,4m1,4x1,8m4,8x2,16m8,16x3,32m16,32x4",
+    ],
+    "vdvae_cifar10": ["--system=vdvae", "--hps=cifar10"],
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=sorted(CASES), required=True)
+    parser.add_argument("--threads", type=int, default=2, help="of every operation")
+    parser.add_argument("--steps", type=int, default=7, help="steps timed, after two to warm up")
+    parser.add_argument("--samples", type=int, default=16, help="images drawn; 0 for none")
+    options = parser.parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+    import numpy as np
+    import tensorflow as tf
+
+    from tfgen import settings as settings_module
+    from tfgen.distribute import Ranks
+    from tfgen.randomness import Key
+    from tfgen.systems import load
+    from tfgen.training.state import TrainState
+    from tfgen.training.step import TrainStep
+
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
+    settings = settings_module.parse(CASES[options.case])
+    system_class = load(settings.system)
+    spec = system_class.image_spec(settings.config)
+    system = system_class(settings.config, spec)
+    recipe = system.recipe(train_size=45_000, ranks=1)
+    state = TrainState(system, recipe)
+    step = TrainStep(system, recipe, state, Ranks())
+    images = np.random.RandomState(0).randint(0, 256, [recipe.batch_size, *spec.shape], np.uint8)
+    batch = {"image": tf.constant(images)}
+    requests = np.zeros(2, np.float32)
+
+    def one_step() -> float:
+        began = time.perf_counter()
+        step(batch, requests)["loss"].numpy()
+        return time.perf_counter() - began
+
+    began = time.time()
+    one_step()
+    ready = time.time()
+    one_step()
+    steps = [one_step() for _ in range(options.steps)]
+    line = {
+        "case": options.case,
+        "parameters": sum(variable.shape.num_elements() for variable in system.network.trainable_variables),
+        "batch": recipe.batch_size,
+        "threads": options.threads,
+        "step_seconds": round(statistics.median(steps), 4),
+        "step_seconds_least": round(min(steps), 4),
+        "build_seconds": round(began - STARTED, 1),
+        "first_step_seconds": round(ready - began, 1),
+    }
+    if options.samples:
+        sampling = system.sample_options_class()
+        key = Key.create(0, "benchmark")
+        system.sample(options.samples, key, sampling)
+        times = []
+        for _ in range(options.steps):
+            began = time.perf_counter()
+            system.sample(options.samples, key, sampling)
+            times.append(time.perf_counter() - began)
+        line |= {"samples": options.samples, "sample_seconds": round(statistics.median(times), 4)}
+    line["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    print(json.dumps(line))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,266 @@
+"""Images from a VDVAE: samples of the prior, reconstructions, partial reconstructions and interpolations.
+
+Child (2021), section 2.2 (the generative model) and figure 4 (partial reconstructions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfgen.likelihood import logistic_mixture
+from tfgen.monitor import grids
+from tfgen.randomness import Key
+from tfgen.settings import SettingsError, flag
+from tfgen.systems.base import SampleCallback
+from tfgen.systems.vdvae.network import VDVAE, Draw
+from tfgen.systems.vdvae.preprocess import Preprocessing
+
+KINDS = ("samples", "reconstructions", "partial", "interpolation")
+DEFAULT_STEPS = 8  # images of an interpolation
+
+# uniform(purpose, shape) -> float32 numbers in (0, 1) of that shape.
+Uniform = Callable[[str, Sequence[int | tf.Tensor]], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """Extra flags of `tfgen.sample`."""
+
+    kind: str = flag(
+        "samples",
+        "samples: from the prior; reconstructions: images from their own latents; partial: the latents of the first "
+        "layers are those of an image, the others drawn; interpolation: between images 1 and 2, 3 and 4, ...",
+        choices=KINDS,
+    )
+    temperature: str = flag(
+        "1", "factor on the standard deviation of the prior: a number, or one for each layer; samples and partial"
+    )
+    latents: int | None = flag(None, "layers whose latents are those of an image; partial", minimum=0)
+    steps: int | None = flag(
+        None, f"images of an interpolation, both ends included; default: {DEFAULT_STEPS}; interpolation", minimum=2
+    )
+    sample_batch: int | None = flag(None, "images drawn together; default: --sample_batch of the run", minimum=1)
+
+    def __post_init__(self) -> None:
+        if (self.kind == "partial") != (self.latents is not None):
+            raise SettingsError(
+                "--kind=partial needs --latents=K, the layers whose latents are those of an image"
+                if self.kind == "partial"
+                else f"--latents={self.latents} belongs to --kind=partial, found --kind={self.kind}"
+            )
+        if self.steps is not None and self.kind != "interpolation":
+            raise SettingsError(f"--steps={self.steps} belongs to --kind=interpolation, found --kind={self.kind}")
+
+    @property
+    def columns(self) -> int:
+        """Images of one interpolation."""
+        return self.steps or DEFAULT_STEPS
+
+
+# Random numbers --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """The random numbers of a batch of images.
+
+    Attributes:
+      latents: of the stochastic layers.
+      uniform: of the head: "mixture", then "logistic".
+    """
+
+    latents: Draw
+    uniform: Uniform
+
+    @classmethod
+    def of(cls, key: Key) -> Noise:
+        """All numbers a function of the key."""
+        return cls(
+            latent_noise(key),
+            lambda purpose, shape: logistic_mixture.open_interval(key.fold(purpose).uniform(shape)),
+        )
+
+
+def latent_noise(key: Key) -> Draw:
+    """The noise of every stochastic layer, as a function of the key."""
+    stream = key.fold("latents")
+    return lambda layer, shape: stream.fold(layer).normal(shape)
+
+
+def posterior_noise(key: Key) -> Draw:
+    """The noise of latents inferred from images: image i has the same latents in every kind of sample.
+
+    Args:
+      key: its first sample is the index of the first image.
+    """
+    return latent_noise(key.fold("posterior"))
+
+
+def draw_images(network: VDVAE, features: tf.Tensor, uniform: Uniform) -> tf.Tensor:
+    """uint8 [B, R, R, 3], drawn from the head given the decoder's features [B, R, R, width]."""
+    parameters = network.mixture_parameters(features)
+    side = network.architecture.image_size
+    pixels = [tf.shape(features)[0], side, side]
+    mixture = uniform("mixture", [*pixels, parameters.shape[-1] // 10])
+    logistic = uniform("logistic", [*pixels, 3])
+    return logistic_mixture.to_uint8(logistic_mixture.sample(parameters, mixture, logistic))
+
+
+# Samples of every kind -------------------------------------------------------------------------------------
+
+
+def images_wanted(first: int, count: int, options: SampleOptions) -> np.ndarray:
+    """See `System.images_wanted`. Image i for sample i, or images 2 j and 2 j + 1 for all of interpolation j."""
+    if options.kind == "samples" or not count:
+        return np.zeros(0, np.int64)
+    if options.kind == "interpolation":
+        rows = first // options.columns, (first + count - 1) // options.columns + 1
+        return np.arange(2 * rows[0], 2 * rows[1], dtype=np.int64)
+    return np.arange(first, first + count, dtype=np.int64)
+
+
+def sample_grid(samples: np.ndarray, originals: np.ndarray, options: SampleOptions) -> np.ndarray:
+    """See `System.sample_grid`. An interpolation is a row; reconstructions have the original on their left."""
+    if options.kind == "samples":
+        return grids.display_grid(samples)
+    if options.kind == "interpolation":
+        return grids.display_grid(samples, columns=options.columns)
+    return grids.display_grid(np.concatenate([originals, samples], axis=2))
+
+
+def parse_temperatures(text: str, layers: int) -> list[float]:
+    """One temperature for each stochastic layer, from "0.8" or "1,1,0.9,...".
+
+    Raises:
+      SettingsError: no numbers of at least 0, or another number of them than 1 or `layers`.
+    """
+    try:
+        values = [float(item) for item in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, layers) or any(not 0 <= value < math.inf for value in values):
+        raise SettingsError(
+            f"--temperature={text}: expected one number of at least 0, or one for each of the {layers} layers, "
+            "separated by commas"
+        )
+    return values * layers if len(values) == 1 else values
+
+
+class Sampler:
+    """Draws samples of every kind. A kind has one compiled function for each batch size, whatever the temperatures."""
+
+    def __init__(self, network: VDVAE, preprocessing: Preprocessing):
+        self._network, self._preprocessing = network, preprocessing
+        self._layers = len(network.decoder_blocks)
+
+    def sample(
+        self,
+        count: int,
+        key: Key,
+        options: SampleOptions,
+        batch_size: int,
+        callback: SampleCallback | None = None,
+        images: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """uint8 [count, R, R, 3]. See `System.sample`.
+
+        Raises:
+          SettingsError: options that do not go with the network or the images.
+        """
+        temperatures = tf.constant(parse_temperatures(options.temperature, self._layers), tf.float32)
+        if options.latents is not None and options.latents > self._layers:
+            raise SettingsError(
+                f"--latents={options.latents}: the network has {self._layers} stochastic layers, give at most as many"
+            )
+        first = int(key.first_sample)
+        wanted = images_wanted(first, count, options)
+        found = 0 if images is None else len(images)
+        if found != len(wanted):
+            raise SettingsError(f"{count} images of --kind={options.kind} are made from {len(wanted)}, found {found}")
+        parts = []
+        for start in range(first, first + count, batch_size):
+            # A short last batch is drawn whole: one compiled function serves all.
+            size = min(batch_size, first + count - start)
+            places = np.searchsorted(wanted, images_wanted(start, size, options))
+            given = images[places] if images is not None else None
+            parts.append(self._batch(batch_size, key.seed, start, options, temperatures, given)[:size])
+            if callback is not None:
+                callback(start + size - first, count, None)
+        return np.concatenate(parts)
+
+    def _batch(
+        self,
+        size: int,
+        seed: tf.Tensor,
+        first: int,
+        options: SampleOptions,
+        temperatures: tf.Tensor,
+        images: np.ndarray | None,
+    ) -> np.ndarray:
+        index = tf.constant(first, tf.int64)
+        if images is None:
+            return self._from_prior(size, seed, index, temperatures).numpy()
+        if options.kind == "interpolation":
+            most_rows = (size + options.columns - 2) // options.columns + 1  # that `size` samples can touch
+            return self._between(padded(images, 2 * most_rows), seed, index, size, options.columns).numpy()
+        layers = self._layers if options.latents is None else options.latents
+        return self._from_images(padded(images, size), seed, index, temperatures, layers).numpy()
+
+    @tf.function(autograph=False)
+    def _from_prior(self, size: int, seed: tf.Tensor, first: tf.Tensor, temperatures: tf.Tensor) -> tf.Tensor:
+        """uint8 [size, R, R, 3]."""
+        noise = Noise.of(Key(seed, first))
+        features = self._network.generate(size, noise.latents, temperatures=tf.unstack(temperatures))
+        return draw_images(self._network, features, noise.uniform)
+
+    @tf.function(autograph=False)
+    def _from_images(
+        self, images: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, temperatures: tf.Tensor, layers: int
+    ) -> tf.Tensor:
+        """uint8 like `images`: their latents in the first `layers` layers, the prior's in the others."""
+        key = Key(seed, first)
+        noise = Noise.of(key)
+        inputs, _ = self._preprocessing.input_and_target(images)
+        inferred = self._network.infer(inputs, posterior_noise(key))
+        if layers == self._layers:
+            features = inferred.features
+        else:
+            features = self._network.generate(
+                images.shape[0], noise.latents, inferred.latents[:layers], tf.unstack(temperatures)
+            )
+        return draw_images(self._network, features, noise.uniform)
+
+    @tf.function(autograph=False)
+    def _between(
+        self, images: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, size: int, columns: int
+    ) -> tf.Tensor:
+        """uint8 [size, R, R, 3]: samples `first` on of rows of `columns`, each row between two of the images.
+
+        The latents of a row are on the straight line between those of its ends, in every layer; the noise of the head
+        is the same along a row, so that what changes is the latents.
+        """
+        first_row = first // columns
+        inputs, _ = self._preprocessing.input_and_target(images)
+        ends = self._network.infer(inputs, posterior_noise(Key(seed, 2 * first_row))).latents  # of [2 rows, r, r, Z]
+        index = first + tf.range(size, dtype=tf.int64)
+        row = index // columns - first_row  # [size]
+        share = tf.cast(index % columns, tf.float32) / (columns - 1)
+        share = tf.reshape(share, [size, 1, 1, 1])
+        latents = [(1 - share) * tf.gather(z, 2 * row) + share * tf.gather(z, 2 * row + 1) for z in ends]
+        noise = Noise.of(Key(seed, first_row))
+
+        def uniform(purpose: str, shape: Sequence[int | tf.Tensor]) -> tf.Tensor:
+            return tf.gather(noise.uniform(purpose, [images.shape[0] // 2, *shape[1:]]), row)
+
+        features = self._network.generate(size, noise.latents, latents)
+        return draw_images(self._network, features, uniform)
+
+
+def padded(images: np.ndarray, count: int) -> np.ndarray:
+    """`images` and then the last of them again, until there are `count`."""
+    return np.concatenate([images, np.repeat(images[-1:], count - len(images), axis=0)])
