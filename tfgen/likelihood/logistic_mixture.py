@@ -16,7 +16,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 MIN_LOG_SCALE = -7.0  # 2 levels of 256 hold nearly all of a logistic this narrow
-_MIN_MASS = 1e-5  # of a bucket below which the published rule takes density times width
+_MIN_MASS = 1e-5  # the published rule takes density times width for a bucket of at most this mass
 _UNIFORM_MARGIN = 1e-5
 
 
