@@ -189,8 +189,8 @@ def _middle(width: int, multiple: float, resolution: int) -> int:
     middle = int(width * multiple)
     if middle < 1:
         raise ArchitectureError(
-            f"--bottleneck_multiple={multiple:g} of {width} channels (resolution {resolution}) leaves no channel inside "
-            "a block: raise it or the width"
+            f"--bottleneck_multiple={multiple:g} of {width} channels (resolution {resolution}) leaves no channel "
+            "inside a block: raise it or the width"
         )
     return middle
 
@@ -210,8 +210,8 @@ def _encoder(image_size: int, text: str, widths: Widths, multiple: float) -> tup
         pool = token.second or 1
         if pool > resolution:
             raise ArchitectureError(
-                f"--enc_blocks={text}: block {index} pools {resolution} x {resolution} features by {pool}, which leaves "
-                f"nothing; at most {resolution}"
+                f"--enc_blocks={text}: block {index} pools {resolution} x {resolution} features by {pool}, which "
+                f"leaves nothing; at most {resolution}"
             )
         width, output = widths[resolution], resolution // pool
         if widths[output] < width:
@@ -233,7 +233,8 @@ def _decoder(
     declared = {token.resolution for token in tokens}
     if image_size not in declared:
         raise ArchitectureError(
-            f"--dec_blocks={text} has no block at resolution {image_size}, that of the images: the last one must have it"
+            f"--dec_blocks={text} has no block at resolution {image_size}, that of the images: "
+            "the last one must have it"
         )
     blocks: list[DecoderBlock] = []
     for index, token in enumerate(tokens):
@@ -250,7 +251,8 @@ def _decoder(
                 )
             if mixin not in declared:
                 raise ArchitectureError(
-                    f"{where} adds the state at {mixin}, which no decoder block has; there are {_listed(sorted(declared))}"
+                    f"{where} adds the state at {mixin}, which no decoder block has; "
+                    f"there are {_listed(sorted(declared))}"
                 )
             if mixin > no_bias_above and mixin not in {block.resolution for block in blocks}:
                 raise ArchitectureError(

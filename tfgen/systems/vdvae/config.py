@@ -27,8 +27,8 @@ class Config:
 
     dataset: str = flag(
         "cifar10",
-        "Images to learn, square and RGB: cifar10, imagenet32, imagenet64, ffhq_256, ffhq_1024, digits, photos, the path "
-        "of an array file or image folder, or any TensorFlow Datasets name.",
+        "Images to learn, square and RGB: cifar10, imagenet32, imagenet64, ffhq_256, ffhq_1024, digits, photos, the "
+        "path of an array file or image folder, or any TensorFlow Datasets name.",
         group="Data",
     )
     data_root: str = flag("./", "Folder with the data files; ./ leaves it to --data_dir.")

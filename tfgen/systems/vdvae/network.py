@@ -1,4 +1,6 @@
-"""The network of Child, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them on Images" (ICLR 2021).
+"""The network of Child, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them on Images".
+
+ICLR 2021, arXiv:2011.10650.
 
 Letters: B batch, R image side, r resolution of a block, W(r) its channels, Z latent channels of a stochastic layer,
 M logistic components. Features are channels-last, [B, r, r, W].

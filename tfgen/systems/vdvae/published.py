@@ -1,11 +1,11 @@
 """Checkpoints of the original VDVAE code: four files with a common stem.
 
-| file               | contents                                                                                       |
-|--------------------|------------------------------------------------------------------------------------------------|
-| `P-model.th`       | weights by name, every name prefixed "module."                                                   |
-| `P-model-ema.th`   | averaged weights by name                                                                         |
-| `P-opt.th`         | AdamW moments by index (the order of `variables`), the number of updates, the learning rate      |
-| `P-log.jsonl`      | one record a line; says which epoch and step were reached                                        |
+| file             | contents                                                                                    |
+|------------------|---------------------------------------------------------------------------------------------|
+| `P-model.th`     | weights by name, every name prefixed "module."                                              |
+| `P-model-ema.th` | averaged weights by name                                                                    |
+| `P-opt.th`       | AdamW moments by index (the order of `variables`), the number of updates, the learning rate |
+| `P-log.jsonl`    | one record a line; says which epoch and step were reached                                   |
 
 Kernels are stored [out, in, height, width], initial states [1, channels, height, width].
 """

@@ -236,9 +236,7 @@ class Sampler:
         return draw_images(self._network, features, noise.uniform)
 
     @tf.function(autograph=False)
-    def _between(
-        self, images: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, size: int, columns: int
-    ) -> tf.Tensor:
+    def _between(self, images: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, size: int, columns: int) -> tf.Tensor:
         """uint8 [size, R, R, 3]: samples `first` on of rows of `columns`, each row between two of the images.
 
         The latents of a row are on the straight line between those of its ends, in every layer; the noise of the head

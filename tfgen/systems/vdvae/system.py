@@ -9,7 +9,8 @@ import dataclasses
 import itertools
 import logging
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +18,7 @@ import tensorflow as tf
 from tfgen.data.source import ImageSpec, Splits
 from tfgen.likelihood import logistic_mixture
 from tfgen.likelihood.bits import bits_per_dim
+from tfgen.monitor.window import Statistic
 from tfgen.randomness import Key
 from tfgen.systems.base import Batch, Loss, SampleCallback, System
 from tfgen.systems.vdvae import data, exported, published, sampling
@@ -57,7 +59,7 @@ class VeryDeepVAE(System):
     config_class = Config
     sample_options_class = SampleOptions
     evaluate_options_class = EvaluateOptions
-    window_statistics = {
+    window_statistics: ClassVar[Mapping[str, Statistic]] = {
         "elbo": "mean_and_finite",
         "grad_norm": "largest",
         "rate_nans": "sum",
