@@ -37,7 +37,7 @@ class Toy:
 
     def loss(self, batch, key, training):
         assert training
-        x = batch["x"] + 0.1 * key.fold("noise").normal(tf.shape(batch["x"]))
+        x = batch["x"] + 0.1 * key.fold("noise").normal(tf.unstack(tf.shape(batch["x"])))
         y = x @ self.network.matrix + self.network.bias
         poison = tf.reduce_max(batch["poison"])
         return Loss(tf.reduce_mean(tf.square(y - 1)) * poison, {"bits_per_dim": tf.reduce_mean(y)})

@@ -353,7 +353,10 @@ class VDVAE(tf.keras.Model):
                 continue
             noise = draw(index, [batch, side, side, self.latents])
             with_drawn = functools.partial(generation_layer, x, noise, tf.cast(temperature, tf.float32), *weights)
-            states[side] = with_drawn() if z is None else tf.cond(index < leading, with_given, with_drawn)
+            if z is None or leading is None:
+                states[side] = with_drawn()
+            else:
+                states[side] = tf.cond(index < leading, with_given, with_drawn)
         return self._final(states)
 
     def mixture_parameters(self, features: tf.Tensor) -> tf.Tensor:
