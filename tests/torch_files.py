@@ -139,3 +139,10 @@ def tensor(key: str, array: np.ndarray, **changes: Any) -> Tensor:
     """A contiguous tensor that is a whole storage, with `changes` to the fields of `Tensor`."""
     stride = tuple(int(np.prod(array.shape[axis + 1 :])) for axis in range(array.ndim))
     return dataclasses.replace(Tensor(Storage(key, str(array.dtype), array.size), 0, array.shape, stride), **changes)
+
+
+def state_dict(arrays: dict[str, np.ndarray], **others: Any) -> bytes:
+    """A file of named arrays, each in a storage of its own; `others` are further entries of the dictionary."""
+    storages = {str(index): array for index, array in enumerate(arrays.values())}
+    tensors = {name: tensor(str(index), array) for index, (name, array) in enumerate(arrays.items())}
+    return zip_archive(tensors | others, storages)

@@ -1,8 +1,9 @@
-"""What test_ranks.py runs on two ranks; prints one line per fact."""
+"""`python -m tests.e2e.rank_program [SYSTEM]` on two ranks: prints one line per fact. Tests start it."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -17,12 +18,13 @@ from tfgen.training.state import TrainState
 from tfgen.training.step import TrainStep
 
 STEPS = 50
+# Embeddings of the size that training gives them; with the tiny initial ones the gradients are far above 1.
+_SIZES = ("--logits_w=0.125", "--w_embd_std=0.5", "--pos_embd_std=0.5", "--merge_layer_allreduce=1")
+FLAGS = {"distaug": (*runs.TINY, *_SIZES), "vdvae": runs.TINY_VDVAE}
 
 
 def build(batch_size: int, ranks: int):
-    # Embeddings of the size that training gives them; with the tiny initial ones the gradients are far above 1.
-    sizes = ("--logits_w=0.125", "--w_embd_std=0.5", "--pos_embd_std=0.5", "--merge_layer_allreduce=1")
-    parsed = settings.parse([*runs.TINY, f"--n_batch={batch_size}", *sizes])
+    parsed = settings.parse([*FLAGS[sys.argv[1] if sys.argv[1:] else "distaug"], f"--n_batch={batch_size}"])
     system_class = load(parsed.system)
     splits = system_class.open_data(parsed.config, parsed.run.data_dir)
     system = system_class(parsed.config, splits.spec)

@@ -26,6 +26,22 @@ TINY = (
     "--sample_batch=4",
 )
 
+TINY_VDVAE = (
+    "--system=vdvae",
+    "--hps=digits",
+    "--width=8",
+    "--zdim=2",
+    "--num_mixtures=2",
+    "--bottleneck_multiple=0.5",
+    "--enc_blocks=8x1,8d2,4x1,4d4,1x1",
+    "--dec_blocks=1x1,4m1,8m4",
+    "--n_batch=8",
+    "--lr=0.001",
+    "--warmup_iters=5",
+    "--sample_batch=4",
+    "--nobaseline",
+)
+
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child: the checkout first on its path, quiet, and never a launcher's rank by accident."""
