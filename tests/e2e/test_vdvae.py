@@ -66,9 +66,9 @@ def test_training_reports_the_bound_and_draws_the_grid(trained):
 
 def test_killed_runs_end_with_the_same_bits(tmp_path):
     """Averages, moments and skip counters included; some of the steps are skipped, with a norm above the threshold."""
-    steps = 240
-    # The gradients' norms begin above the threshold now and then.
-    flags = (*runs.TINY_VDVAE, "--skip_threshold=3.3", "--max_skipped_steps=0", f"--steps={steps}", "--save_every=5")
+    steps = 100
+    # The norms of the gradients rise beyond it from about step 70 on.
+    flags = (*runs.TINY_VDVAE, "--skip_threshold=0.5", f"--steps={steps}", "--save_every=5")
     flags = (*flags, "--eval_every=0", "--sample_every=0", "--log_every=20")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     runs.run("train", *flags, f"--run={straight}")
@@ -76,7 +76,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     skipped = [record["skipped_steps"] for record in records(straight, "train")]
     assert 0 < skipped[-1] < steps, skipped
     with open(tmp_path / "log", "w") as log:
-        for wanted in (10, 45, 120):
+        for wanted in (20, 85):
             process = subprocess.Popen(
                 runs.command("train", *flags, f"--run={killed}"),
                 env=runs.environment(),
@@ -179,7 +179,7 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):  # noqa: F811
             count=tf.constant(count), seed=seed, temperature=one)["images"].numpy()
         three, five = draw(3), draw(5)
         near = lambda a, b: float(np.abs(a.astype(float) - b).mean())
-        print("rates", rates.shape, float(tf.reduce_mean(tf.reduce_sum(rates, 1))), float(tf.reduce_mean(bound["rate"])))
+        print("rates", rates.shape, bool(tf.reduce_all(tf.reduce_sum(rates, 1) > 0)))
         print("decoded", decode({LAYERS}, 1).shape, near(decode({LAYERS}, 1), images[:4].numpy()),
               near(decode(0, 1), images[:4].numpy()))
         print("drawn", five.shape, five.dtype, (five[:3] == three).all(), five.min() != five.max())
@@ -198,7 +198,7 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):  # noqa: F811
     elbo, count = facts["elbo"].split()
     assert float(elbo) == pytest.approx(expected["elbo"], rel=0.02)  # other noise
     assert int(count) == 150
-    assert facts["rates"].startswith(f"(4, {LAYERS})")
+    assert facts["rates"] == f"(4, {LAYERS}) True"
     assert facts["drawn"] == "(5, 8, 8, 3) uint8 True True"
     assert facts["alone"] == "['decode', 'elbo', 'encode', 'sample'] True"
     shape, with_latents, without = facts["decoded"].rsplit(" ", 2)
