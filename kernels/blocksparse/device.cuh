@@ -1,13 +1,9 @@
-// What both families of block-sparse kernels share: dtypes, kernel order, rows of a head, warp instructions.
+// What the families of block-sparse kernels share: dtypes, kernel order, rows of a head, block lists.
 #ifndef TFGEN_KERNELS_BLOCKSPARSE_DEVICE_CUH_
 #define TFGEN_KERNELS_BLOCKSPARSE_DEVICE_CUH_
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <stdint.h>
-
 #include "kernels/blocksparse/blocksparse.h"
+#include "kernels/blocksparse/instructions.cuh"
 
 namespace tfgen {
 namespace blocksparse {
@@ -97,13 +93,6 @@ __device__ inline uint32_t kept_bits(const TfgenBlocksparseLists& lists, int blo
   return lists.mask_bits[(static_cast<int64_t>(mask) * blocksize + row) * words + column / 32] >> (column % 32);
 }
 
-// 2^x to 2 ulp of float32, 0 at -inf. One instruction, where exp2f spends four to keep subnormal results.
-__device__ inline float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // Two neighbours of a 16-bit vector, the first in the low half.
 template <typename T>
 __device__ inline uint32_t pack(float low, float high);
@@ -129,38 +118,15 @@ __device__ inline float2 unpack<__nv_bfloat16>(uint32_t bits) {
   return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bits));
 }
 
-// c += a b with a [16, 16] by rows, b [16, 8] by columns, c [16, 8] in float32. With r = lane / 4 and i = lane % 4 a
-// thread holds
-//   a0: a[r][2i, 2i + 1]      a1: a[r + 8][2i, 2i + 1]      a2: a[r][2i + 8, 2i + 9]      a3: a[r + 8][2i + 8, 2i + 9]
-//   b0: b[2i, 2i + 1][r]      b1: b[2i + 8, 2i + 9][r]
-//   c[0], c[1]: c[r][2i, 2i + 1]                            c[2], c[3]: c[r + 8][2i, 2i + 1]
-// Volatile, as is transpose8, so that the compiler moves neither to where some lanes of the warp are absent.
-template <typename T>
-__device__ inline void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                uint32_t b1);
-template <>
-__device__ inline void multiply<__half>(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                        uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-template <>
-__device__ inline void multiply<__nv_bfloat16>(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                               uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+// Over the four threads that hold a row of a product on tensor cores.
+__device__ inline float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// Transposes an [8, 8] matrix of 16-bit numbers across a warp: a thread holds [lane / 4][2 (lane % 4), + 1], before and
-// after.
-__device__ inline uint32_t transpose8(uint32_t bits) {
-  uint32_t transposed;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(bits));
-  return transposed;
+__device__ inline float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
 }  // namespace blocksparse

@@ -157,7 +157,7 @@ constexpr int min_blocks(int elements) { return elements == 1 ? 5 : elements == 
 template <typename T, int kElements>
 __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks(kElements))
     forward(const TfgenBlocksparseForward args, bool vectors) {
-  extern __shared__ float4 shared[];
+  float4* shared = shared_memory();
   const TfgenBlocksparseShape& shape = args.shape;
   const int blocksize = shape.blocksize, rows = rows_of(blocksize);
   const int key_size = static_cast<int>(shape.key_size), value_size = static_cast<int>(shape.value_size);
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks
 template <typename T, int kElements, bool kOwnsKeys>
 __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks(kElements))
     backward(const TfgenBlocksparseBackward args, bool vectors) {
-  extern __shared__ float4 shared[];
+  float4* shared = shared_memory();
   const TfgenBlocksparseShape& shape = args.shape;
   const TfgenBlocksparseLists& lists = kOwnsKeys ? args.columns : args.rows;
   const int blocksize = shape.blocksize, rows = rows_of(blocksize);

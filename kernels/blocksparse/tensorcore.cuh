@@ -10,8 +10,8 @@
 // the same registers become operands by an 8 x 8 transposition each, which permutes the columns of the result such
 // that a thread ends with elements 8i .. 8i + 7 again and stores 16 bytes.
 //
-// Bound: memory bandwidth at 1 to 5 blocks of 32 a row; with long rows, the L1 cache (K and V once for each 16 queries)
-// and the instructions of the softmax. Widths are multiples of 8, padded to 32 with zeros in registers.
+// Bound: memory bandwidth at 1 to 5 blocks of 32 a row. Long rows would be bound by the L1 cache (K and V once for each
+// 16 queries) and go to pipelined.cuh. Widths are multiples of 8, padded to 32 with zeros in registers.
 #ifndef TFGEN_KERNELS_BLOCKSPARSE_TENSORCORE_CUH_
 #define TFGEN_KERNELS_BLOCKSPARSE_TENSORCORE_CUH_
 
@@ -23,6 +23,8 @@ namespace tensorcore {
 
 constexpr int kRows = 16;  // slots of a warp, and of a strip
 constexpr int kWarps = 4;  // of a thread block; independent of each other
+constexpr int kThreads = kWarps * kWarpSize;
+constexpr int kOwn = kWarps * kRows;  // slots of a thread block
 
 // This thread's 16 bytes of each of the `kPieces` pieces of 32 elements of a row; zeros from `size` on.
 template <typename T, int kPieces>
@@ -107,21 +109,11 @@ struct Strip {
   }
 };
 
-__device__ inline float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-
-__device__ inline float quad_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 template <typename T, int kKeyPieces, int kValuePieces>
-__global__ void __launch_bounds__(kWarps* kWarpSize) forward(const TfgenBlocksparseForward args) {
+__global__ void __launch_bounds__(kThreads) forward(const TfgenBlocksparseForward args) {
   const TfgenBlocksparseShape& shape = args.shape;
   const int length = static_cast<int>(shape.length), blocksize = shape.blocksize;
-  const Work work(shape, (length / kRows + kWarps - 1) / kWarps);
+  const Work work(shape, (length + kOwn - 1) / kOwn);
   const int own_slot = (work.tile * kWarps + static_cast<int>(threadIdx.x) / kWarpSize) * kRows;
   if (own_slot >= length) return;  // a whole warp, and no other waits for it
 
@@ -250,11 +242,11 @@ __device__ inline float dot(const uint4& a, const uint4& b) {
 // queries (pass 2: dk, dv), with everything transposed; so "own" is (q, dout) or (k, v) and "other" the reverse.
 // Each pass sums in the order of its lists and writes its own rows: no atomics, the same bits every run.
 template <typename T, int kKeyPieces, int kValuePieces, bool kOwnsKeys>
-__global__ void __launch_bounds__(kWarps* kWarpSize) backward(const TfgenBlocksparseBackward args) {
+__global__ void __launch_bounds__(kThreads) backward(const TfgenBlocksparseBackward args) {
   const TfgenBlocksparseShape& shape = args.shape;
   const TfgenBlocksparseLists& lists = kOwnsKeys ? args.columns : args.rows;
   const int length = static_cast<int>(shape.length), blocksize = shape.blocksize;
-  const Work work(shape, (length / kRows + kWarps - 1) / kWarps);
+  const Work work(shape, (length + kOwn - 1) / kOwn);
   const int own_slot = (work.tile * kWarps + static_cast<int>(threadIdx.x) / kWarpSize) * kRows;
   if (own_slot >= length) return;  // a whole warp, and no other waits for it
 
