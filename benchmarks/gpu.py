@@ -1,11 +1,12 @@
-"""`python -m benchmarks.gpu`: the CUDA kernels of block-sparse attention at the published shapes, through the C ABI.
+"""`python -m benchmarks.gpu`: the CUDA kernels of block-sparse attention at published shapes and at long rows.
 
-Needs PyTorch with a CUDA device and nvcc, not TensorFlow. Prints one JSON line a case: medians of forward and backward
-in milliseconds, the bytes that must move (each operand and result once) a second and their share of a measured copy
-bandwidth, operations a second on kept blocks (2 products forward, 5 backward), and the same times of PyTorch's
-FlexAttention, with the same mask in blocks of 128, and of its dense causal attention, with the error instead where one
-of them does not run. The first line is the copy bandwidth. Every case is checked against float32 attention before it
-is timed.
+Calls the C ABI. Needs PyTorch with a CUDA device and nvcc, not TensorFlow. Prints one JSON line a case: medians of
+forward and backward in milliseconds, the bytes that must move (each operand and result once) a second and their share
+of a measured copy bandwidth, operations a second on kept blocks (2 products forward, 5 backward), and the same times of
+PyTorch's FlexAttention, with the same mask in blocks of 128, and of its dense causal attention, with the error instead
+where one of them does not run. The first line is the copy bandwidth. Every case is checked against float32 attention
+before it is timed. `--rows short long` times both kernels of 16-bit types at every shape, to see at which length of a
+row they cross (kLongRow in blocksparse.cu).
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ import numpy as np
 from tests.gpu import build
 from tests.gpu.block_lists import band, classes, kernel_order
 
-HEADS, WIDTH, BLOCKSIZE = 16, 32, 32
-
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One kind of layer of a published network."""
+    """One kind of layer: 16 heads of 32 and blocks of 32 are those of the published networks."""
 
     length: int
     window: int
     mode: str  # b or bT
+    heads: int = 16
+    width: int = 32
+    blocksize: int = 32
 
     @property
     def stride(self) -> int:
@@ -48,7 +50,18 @@ LAYERS = {
     "c10_bT": Layer(3072, 96, "bT"),
     "i64_b": Layer(12288, 128, "b"),
     "i64_bT": Layer(12288, 128, "bT"),
+    # Long rows: every key of the past, and bands of many blocks on both sides of kLongRow.
+    "causal_32": Layer(4096, 4096, "b", blocksize=64),
+    "causal_64": Layer(4096, 4096, "b", width=64, blocksize=64),
+    "causal_128": Layer(4096, 4096, "b", heads=8, width=128, blocksize=128),
+    "causal_64_in_blocks_of_32": Layer(4096, 4096, "b", width=64),
+    "band_192": Layer(12288, 192, "b"),
+    "band_384": Layer(12288, 384, "b"),
+    "band_1536": Layer(12288, 1536, "b"),
+    "band_1536_width_64": Layer(12288, 1536, "b", heads=8, width=64, blocksize=64),
+    "classes_of_1536": Layer(12288, 8, "bT"),
 }
+ENTRIES = {"as_it_is": None, "short": 0, "long": 2**31 - 1}  # what to tell the launchers, who choose the kernel by it
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -56,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="shapes to time")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="dtypes to time")
+    parser.add_argument("--rows", nargs="+", choices=ENTRIES, default=["as_it_is"], help="kernels of 16-bit types")
     parser.add_argument("--batch", type=int, default=4, help="sequences; few of them do not fill a large card")
     parser.add_argument("--repeats", type=int, default=50, help="timed calls, after five to warm up")
     options = parser.parse_args(argv)
@@ -70,9 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps({"benchmark": "gpu", "device": device, "copy_bytes_per_second": round(bandwidth)}), flush=True)
     for name in options.layers:
         for dtype in options.dtypes:
-            line = {"benchmark": "gpu", "device": device, "layer": name, "dtype": dtype, "batch": options.batch}
-            line |= measure(LAYERS[name], getattr(torch, dtype), options.batch, options.repeats, bandwidth)
-            print(json.dumps(line), flush=True)
+            for rows in options.rows if dtype != "float32" else ["as_it_is"]:
+                line = {"benchmark": "gpu", "device": device, "layer": name, "dtype": dtype, "batch": options.batch}
+                line["rows"] = rows
+                line |= measure(LAYERS[name], getattr(torch, dtype), options.batch, options.repeats, bandwidth, rows)
+                print(json.dumps(line), flush=True)
     return 0
 
 
@@ -106,18 +122,18 @@ def copy_bandwidth(repeats: int) -> float:
     return 2 * source.numel() / (milliseconds(lambda: target.copy_(source), repeats) * 1e-3)
 
 
-def measure(layer: Layer, dtype: Any, batch: int, repeats: int, bandwidth: float) -> dict[str, Any]:
+def measure(layer: Layer, dtype: Any, batch: int, repeats: int, bandwidth: float, rows: str) -> dict[str, Any]:
     import torch
 
     from tests.gpu.launchers import Launchers
 
     mask = layer.mask()
-    attention = Launchers(build.library(), mask, HEADS, BLOCKSIZE, layer.stride)
+    attention = Launchers(build.library(), mask, layer.heads, layer.blocksize, layer.stride, ENTRIES[rows])
     torch.manual_seed(0)
-    shape = [batch, layer.length, HEADS * WIDTH]
+    shape = [batch, layer.length, layer.heads * layer.width]
     q, k, v, dout = (torch.randn(shape, device="cuda").to(dtype) for _ in range(4))
     out, dq, dk, dv = (torch.empty_like(q) for _ in range(4))
-    lse, delta = (torch.empty(batch, HEADS, layer.length, device="cuda") for _ in range(2))
+    lse, delta = (torch.empty(batch, layer.heads, layer.length, device="cuda") for _ in range(2))
 
     def forward() -> None:
         attention.forward(q, k, v, out, lse)
@@ -130,8 +146,9 @@ def measure(layer: Layer, dtype: Any, batch: int, repeats: int, bandwidth: float
     check(layer, q, k, v, out, mask)
 
     tensor_bytes, row_bytes = q.numel() * q.element_size(), lse.numel() * lse.element_size()
-    blocks = mask.reshape(mask.shape[1] // BLOCKSIZE, BLOCKSIZE, -1, BLOCKSIZE).any(axis=(1, 3)).sum()
-    product = 2 * BLOCKSIZE * BLOCKSIZE * WIDTH * int(blocks) * HEADS * batch  # operations of one
+    size = layer.blocksize
+    blocks = mask.reshape(mask.shape[1] // size, size, -1, size).any(axis=(1, 3)).sum()
+    product = 2 * size * size * layer.width * int(blocks) * layer.heads * batch  # operations of one
     result: dict[str, Any] = {"kept_blocks_per_head": int(blocks)}
     # Forward: q, k, v, out, lse. Backward: q, k, v, out, dout, dq, dk, dv and lse.
     for name, call, tensors, products in (("forward", forward, 4, 2), ("backward", backward, 8, 5)):
@@ -143,7 +160,7 @@ def measure(layer: Layer, dtype: Any, batch: int, repeats: int, bandwidth: float
             f"{name}_share_of_bandwidth": round(needed / seconds / bandwidth, 3),
             f"{name}_flop_per_second": round(products * product / seconds),
         }
-    heads = [x.unflatten(2, [HEADS, WIDTH]).transpose(1, 2).contiguous() for x in (q, k, v, dout)]
+    heads = [x.unflatten(2, [layer.heads, layer.width]).transpose(1, 2).contiguous() for x in (q, k, v, dout)]
     for name, function in (("flex", flex(layer)), ("sdpa_dense_causal", dense_causal)):
         result |= others(name, function, heads, repeats)
     return result
@@ -158,8 +175,8 @@ def check(layer: Layer, q: Any, k: Any, v: Any, out: Any, mask: np.ndarray) -> N
     import torch
 
     order = torch.from_numpy(kernel_order(layer.length, layer.stride)).cuda()
-    q, k, v, out = (x[0, order, :WIDTH].float() for x in (q, k, v, out))
-    scores = (q @ k.T / math.sqrt(WIDTH)).masked_fill(~torch.from_numpy(mask[0]).cuda(), -math.inf)
+    q, k, v, out = (x[0, order, : layer.width].float() for x in (q, k, v, out))
+    scores = (q @ k.T / math.sqrt(layer.width)).masked_fill(~torch.from_numpy(mask[0]).cuda(), -math.inf)
     error = (scores.softmax(-1) @ v - out).abs().max().item()
     if not error < 0.05:
         raise RuntimeError(f"{layer}: the output differs from dense attention by {error}; nothing to time")

@@ -1,6 +1,7 @@
 // The CUDA launchers of blocksparse.h: which kernel computes which shape.
 //
 // tensorcore.cuh: bfloat16 and float16, blocks of 16 and more, widths that are multiples of 8 up to 128, aligned rows.
+// pipelined.cuh: of those, long rows; and the gradients of keys and values where keys are wider than 64, at any length.
 // fma.cuh: everything else, float32 first of all.
 //
 // Each kernel is compiled for a few widths and serves all narrower ones. The list is kept short: it is what decides how
@@ -9,6 +10,7 @@
 
 #include "kernels/blocksparse/blocksparse.h"
 #include "kernels/blocksparse/fma.cuh"
+#include "kernels/blocksparse/pipelined.cuh"
 #include "kernels/blocksparse/tensorcore.cuh"
 
 namespace tfgen {
@@ -17,6 +19,10 @@ namespace {
 
 constexpr int64_t kMaxSize = 256;        // widest head
 constexpr int64_t kMaxTensorCore = 128;  // widest head whose sums fit the registers of a warp
+// Slots that a row keeps on average, blocks counted whole, from which on the pipeline is used. A forward pass does half
+// as many operations a byte: 128 here, where an A100 can do 156 and an H100 295 while it moves a byte. Below, time goes
+// into moving the rows, for which tensorcore.cuh needs no barriers. An estimate, never measured.
+constexpr int64_t kLongRow = 256;
 
 bool supported(const TfgenBlocksparseShape& shape) {
   const int block = shape.blocksize;
@@ -42,11 +48,19 @@ bool on_tensor_cores(const TfgenBlocksparseShape& shape, bool vectors) {
          shape.key_size <= kMaxTensorCore && shape.value_size <= kMaxTensorCore;
 }
 
-// Launches B * H * tiles thread blocks. Shared memory beyond 48 KiB a thread block must be asked for.
-template <typename Kernel, typename... Arguments>
-cudaError_t launch(Kernel kernel, const TfgenBlocksparseShape& shape, int64_t tiles, int threads, size_t shared,
-                   cudaStream_t stream, Arguments... arguments) {
-  const int64_t blocks = shape.batch * shape.heads * tiles;
+bool has_long_rows(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists) {
+  const int64_t rows = lists.layouts * (shape.length / shape.blocksize);
+  return static_cast<int64_t>(lists.entries) * shape.blocksize >= kLongRow * rows;
+}
+
+// Thread blocks of one head whose slots number `own`.
+int64_t tiles(const TfgenBlocksparseShape& shape, int own) { return (shape.length + own - 1) / own; }
+
+// Launches B * H * count thread blocks. Shared memory beyond 48 KiB a thread block must be asked for.
+template <typename... Arguments>
+cudaError_t launch(void (*kernel)(Arguments...), const TfgenBlocksparseShape& shape, int64_t count, int threads,
+                   size_t shared, cudaStream_t stream, Arguments... arguments) {
+  const int64_t blocks = shape.batch * shape.heads * count;
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
   if (shared > 48 * 1024) {
@@ -54,43 +68,70 @@ cudaError_t launch(Kernel kernel, const TfgenBlocksparseShape& shape, int64_t ti
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(arguments...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
-template <typename T, int kKeyPieces, int kValuePieces>
-cudaError_t tensorcore_forward(const TfgenBlocksparseForward& args, cudaStream_t stream) {
-  using namespace tensorcore;
-  const int64_t tiles = (args.shape.length / kRows + kWarps - 1) / kWarps;
-  return launch(forward<T, kKeyPieces, kValuePieces>, args.shape, tiles, kWarps * kWarpSize, 0, stream, args);
+// kKeyWidth and kValueWidth: the widest heads of a kernel, multiples of 32.
+template <typename T, int kKeyWidth, int kValueWidth>
+cudaError_t wide_forward(const TfgenBlocksparseForward& args, cudaStream_t stream) {
+  const TfgenBlocksparseShape& shape = args.shape;
+  if (has_long_rows(shape, args.rows)) {
+    return launch(pipelined::forward<T, kKeyWidth, kValueWidth>, shape, tiles(shape, pipelined::kOwn),
+                  pipelined::kThreads, pipelined::ForwardLayout<kKeyWidth, kValueWidth>::kBytes, stream, args);
+  }
+  return launch(tensorcore::forward<T, kKeyWidth / 32, kValueWidth / 32>, shape, tiles(shape, tensorcore::kOwn),
+                tensorcore::kThreads, 0, stream, args);
 }
 
-template <typename T, int kKeyPieces, int kValuePieces>
+template <typename T, int kKeyWidth, int kValueWidth, bool kOwnsKeys>
+cudaError_t pipelined_backward(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
+  using namespace pipelined;
+  constexpr size_t kShared = BackwardLayout<kKeyWidth, kValueWidth, kOwnsKeys>::Type::kBytes;
+  return launch(backward<T, kKeyWidth, kValueWidth, kOwnsKeys>, args.shape, tiles(args.shape, kOwn), kThreads, kShared,
+                stream, args);
+}
+
+template <typename T, int kKeyWidth, int kValueWidth, bool kOwnsKeys>
 cudaError_t tensorcore_backward(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
   using namespace tensorcore;
-  const int64_t tiles = (args.shape.length / kRows + kWarps - 1) / kWarps;
-  const cudaError_t error = launch(backward<T, kKeyPieces, kValuePieces, false>, args.shape, tiles,
-                                   kWarps * kWarpSize, 0, stream, args);
+  return launch(backward<T, kKeyWidth / 32, kValueWidth / 32, kOwnsKeys>, args.shape, tiles(args.shape, kOwn), kThreads,
+                0, stream, args);
+}
+
+template <typename T, int kKeyWidth, int kValueWidth>
+cudaError_t wide_backward(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
+  const bool long_rows = has_long_rows(args.shape, args.rows);
+  const cudaError_t error = long_rows ? pipelined_backward<T, kKeyWidth, kValueWidth, false>(args, stream)
+                                      : tensorcore_backward<T, kKeyWidth, kValueWidth, false>(args, stream);
   if (error != cudaSuccess) return error;
-  return launch(backward<T, kKeyPieces, kValuePieces, true>, args.shape, tiles, kWarps * kWarpSize, 0, stream, args);
+  // k, v, dk and dv of 128 wide are more than the registers of the warps of tensorcore.cuh.
+  if constexpr (kKeyWidth + kValueWidth <= 192) {
+    if (!long_rows) return tensorcore_backward<T, kKeyWidth, kValueWidth, true>(args, stream);
+  }
+  return pipelined_backward<T, kKeyWidth, kValueWidth, true>(args, stream);
 }
 
 template <typename T>
 cudaError_t tensorcore_forward(const TfgenBlocksparseForward& args, cudaStream_t stream) {
   const int64_t key = args.shape.key_size, value = args.shape.value_size;
-  if (key <= 32 && value <= 32) return tensorcore_forward<T, 1, 1>(args, stream);
-  if (key <= 64 && value <= 64) return tensorcore_forward<T, 2, 2>(args, stream);
-  if (key <= 64) return tensorcore_forward<T, 2, 4>(args, stream);
-  return tensorcore_forward<T, 4, 4>(args, stream);
+  if (key <= 32 && value <= 32) return wide_forward<T, 32, 32>(args, stream);
+  if (key <= 64 && value <= 64) return wide_forward<T, 64, 64>(args, stream);
+  if (key <= 64) return wide_forward<T, 64, 128>(args, stream);
+  return wide_forward<T, 128, 128>(args, stream);
 }
 
 template <typename T>
 cudaError_t tensorcore_backward(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
   const int64_t key = args.shape.key_size, value = args.shape.value_size;
-  if (key <= 32 && value <= 32) return tensorcore_backward<T, 1, 1>(args, stream);
-  if (key <= 64 && value <= 64) return tensorcore_backward<T, 2, 2>(args, stream);
-  if (key <= 64) return tensorcore_backward<T, 2, 4>(args, stream);
-  return tensorcore_backward<T, 4, 4>(args, stream);
+  if (key <= 32 && value <= 32) return wide_backward<T, 32, 32>(args, stream);
+  if (key <= 64 && value <= 64) return wide_backward<T, 64, 64>(args, stream);
+  if (key <= 64) return wide_backward<T, 64, 128>(args, stream);
+  return wide_backward<T, 128, 128>(args, stream);
 }
 
 int fma_threads(const TfgenBlocksparseShape& shape) {
@@ -100,19 +141,19 @@ int fma_threads(const TfgenBlocksparseShape& shape) {
 template <typename T, int kElements>
 cudaError_t fma_forward(const TfgenBlocksparseForward& args, bool vectors, cudaStream_t stream) {
   const TfgenBlocksparseShape& shape = args.shape;
-  return launch(fma::forward<T, kElements>, shape, shape.length / fma::rows_of(shape.blocksize), fma_threads(shape),
+  return launch(fma::forward<T, kElements>, shape, tiles(shape, fma::rows_of(shape.blocksize)), fma_threads(shape),
                 fma::forward_shared(shape), stream, args, vectors);
 }
 
 template <typename T, int kElements>
 cudaError_t fma_backward(const TfgenBlocksparseBackward& args, bool vectors, cudaStream_t stream) {
   const TfgenBlocksparseShape& shape = args.shape;
-  const int64_t tiles = shape.length / fma::rows_of(shape.blocksize);
+  const int64_t count = tiles(shape, fma::rows_of(shape.blocksize));
   const size_t shared = fma::backward_shared(shape);
-  const cudaError_t error = launch(fma::backward<T, kElements, false>, shape, tiles, fma_threads(shape), shared,
+  const cudaError_t error = launch(fma::backward<T, kElements, false>, shape, count, fma_threads(shape), shared,
                                    stream, args, vectors);
   if (error != cudaSuccess) return error;
-  return launch(fma::backward<T, kElements, true>, shape, tiles, fma_threads(shape), shared, stream, args, vectors);
+  return launch(fma::backward<T, kElements, true>, shape, count, fma_threads(shape), shared, stream, args, vectors);
 }
 
 template <typename T>

@@ -203,6 +203,7 @@ Status CheckSaved(const Attributes& attributes, Context* c, Problem* p) {
 TfgenBlocksparseLists ListsAt(OpKernelContext* c, int first) {
   TfgenBlocksparseLists lists;
   lists.layouts = static_cast<int32_t>(c->input(first).dim_size(0));
+  lists.entries = static_cast<int32_t>(c->input(first + 1).NumElements());
   lists.offsets = static_cast<const int32_t*>(c->input(first).data());
   lists.columns = static_cast<const int32_t*>(c->input(first + 1).data());
   lists.masks = static_cast<const int32_t*>(c->input(first + 2).data());

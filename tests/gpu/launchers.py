@@ -27,7 +27,7 @@ class _Shape(ctypes.Structure):
 
 class _Lists(ctypes.Structure):
     _fields_ = [
-        ("layouts", _INT32),
+        *((name, _INT32) for name in ("layouts", "entries")),
         *((name, _POINTER) for name in ("offsets", "columns", "masks", "mask_bits")),
     ]
 
@@ -53,6 +53,8 @@ class Launchers:
       path: the shared library.
       mask: bool [layouts, T, T], kept pairs in kernel order; one layout, or one a head.
       heads, blocksize, stride: as in TfgenBlocksparseShape.
+      entries: told to the launchers in place of the number of entries, by which they choose between the kernels of
+        short rows (0) and long rows (2**31 - 1); results do not depend on it.
     """
 
     path: pathlib.Path
@@ -60,6 +62,7 @@ class Launchers:
     heads: int
     blocksize: int
     stride: int = 1
+    entries: int | None = None
 
     def __post_init__(self) -> None:
         self._library = ctypes.CDLL(str(self.path))
@@ -71,7 +74,8 @@ class Launchers:
         arrays = (lists.offsets, lists.columns, lists.masks, lists.mask_bits.view(np.int32))
         tensors = [torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE) for array in arrays]
         self._kept += tensors
-        return _Lists(lists.layouts, *(tensor.data_ptr() for tensor in tensors))
+        entries = len(lists.columns) if self.entries is None else self.entries
+        return _Lists(lists.layouts, entries, *(tensor.data_ptr() for tensor in tensors))
 
     def _shape(self, q: torch.Tensor, v: torch.Tensor) -> _Shape:
         batch, length, features = q.shape

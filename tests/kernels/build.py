@@ -59,7 +59,7 @@ class Shape(ctypes.Structure):
 
 class Lists(ctypes.Structure):
     _fields_ = (
-        ("layouts", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("layouts", "entries")),
         *((name, ctypes.c_void_p) for name in ("offsets", "columns", "masks", "mask_bits")),
     )
 

@@ -125,9 +125,8 @@ def pointer(array: np.ndarray) -> int:
 
 
 def c_lists(lists: BlockLists) -> build.Lists:
-    return build.Lists(
-        lists.layouts, *(pointer(x) for x in (lists.offsets, lists.columns, lists.masks, lists.mask_bits))
-    )
+    arrays = (lists.offsets, lists.columns, lists.masks, lists.mask_bits)
+    return build.Lists(lists.layouts, len(lists.columns), *(pointer(x) for x in arrays))
 
 
 def run(

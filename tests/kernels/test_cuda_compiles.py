@@ -7,8 +7,8 @@ import pytest
 
 from tests.gpu import build
 
-# The widest kernels hold more sums than a thread has registers (255); what overflows lives in the L1 cache.
-MOST_SPILLED_BYTES = 512
+# A thread has 255 registers; what overflows lives in the L1 cache. Only the widest sums of fma.cuh may overflow.
+MOST_SPILLED_BYTES = {"tensorcore": 0, "pipelined": 16, "fma": 256}
 
 
 def spills(log: str) -> dict[str, int]:
@@ -24,9 +24,10 @@ def test_compiles_without_tensorflow_and_hardly_spills(architecture, tmp_path):
     done = subprocess.run([*words, "-o", str(tmp_path / "o.o")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     by_kernel = spills(done.stdout + done.stderr)
-    families = {family: [name for name in by_kernel if family in name] for family in ("tensorcore", "fma")}
-    assert all(families.values()), families
-    assert {name: count for name, count in by_kernel.items() if count > MOST_SPILLED_BYTES} == {}
+    for family, most in MOST_SPILLED_BYTES.items():
+        kernels = {name: count for name, count in by_kernel.items() if family in name}
+        assert kernels, family
+        assert {name: count for name, count in kernels.items() if count > most} == {}
 
 
 def test_reads_spills_of_every_kernel():
