@@ -46,7 +46,8 @@ lint: venv ## ruff and mypy
 soak: venv horovod ## What takes too long for every change: 60 kills, and the kernels on fresh inputs ten times
 	@TFGEN_KILLS=60 $(PYTHON_BIN) -m pytest -s tests/e2e/test_kill.py
 	for round in {1..10}; do
-		TFGEN_TEST_SEED=fresh $(PYTHON_BIN) -m pytest tests/kernels/test_blocksparse_cpu.py tests/ops/test_blocksparse_op.py
+		TFGEN_TEST_SEED=fresh $(PYTHON_BIN) -m pytest tests/kernels/test_blocksparse_cpu.py \
+			tests/kernels/test_cuda_emulated.py tests/ops/test_blocksparse_op.py
 	done
 
 # The sanitizers' libraries stand before all others in the process. Python never frees what it means to keep: no leaks.
