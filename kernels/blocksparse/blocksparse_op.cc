@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/blocksparse/blocksparse.h"
+#include "kernels/blocksparse/op_checks.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -23,20 +24,10 @@
 namespace tfgen {
 namespace {
 
-using tensorflow::DataType;
-using tensorflow::OkStatus;
-using tensorflow::OpKernel;
-using tensorflow::OpKernelConstruction;
-using tensorflow::OpKernelContext;
-using tensorflow::Status;
 using tensorflow::Tensor;
 using tensorflow::TensorShape;
-using tensorflow::errors::InvalidArgument;
-using tensorflow::shape_inference::InferenceContext;
 
-constexpr int64_t kUnknown = -1;
-constexpr int64_t kMaxElements = (int64_t{1} << 31) - 1;  // kernels may count elements in 32 bits
-constexpr int kListTensors = 4;                           // offsets, columns, masks, mask_bits
+constexpr int kListTensors = 4;  // offsets, columns, masks, mask_bits
 
 struct Attributes {
   int num_heads = 0, blocksize = 0, stride = 0;
@@ -55,82 +46,16 @@ Status ReadAttributes(Context* context, Attributes* attributes) {
   return OkStatus();
 }
 
-// Sizes of a tensor as far as they are known: one set of checks serves the shape functions, which may know little, and
-// the kernels, which know all.
-struct Sizes {
-  std::string name;
-  bool ranked = true;
-  std::vector<int64_t> dims;
-
-  int64_t operator[](int i) const { return ranked ? dims[i] : kUnknown; }
-  std::string Text() const {
-    std::string text = "[";
-    for (size_t i = 0; i < dims.size(); ++i) {
-      tensorflow::strings::StrAppend(&text, i ? ", " : "", dims[i] == kUnknown ? "?" : std::to_string(dims[i]));
-    }
-    return text + "]";
-  }
-};
-
-Sizes SizesOf(const std::string& name, InferenceContext* c, int input) {
-  Sizes sizes{name};
-  const auto shape = c->input(input);
-  sizes.ranked = c->RankKnown(shape);
-  for (int i = 0; sizes.ranked && i < c->Rank(shape); ++i) sizes.dims.push_back(c->Value(c->Dim(shape, i)));
-  return sizes;
-}
-
-Sizes SizesOf(const std::string& name, OpKernelContext* c, int input) {
-  Sizes sizes{name};
-  for (const auto& dim : c->input(input).shape()) sizes.dims.push_back(dim.size);
-  return sizes;
-}
-
-Status CheckRank(const Sizes& sizes, size_t rank, const char* meaning) {
-  if (sizes.ranked && sizes.dims.size() != rank) {
-    return InvalidArgument(sizes.name, " must have rank ", rank, ", ", meaning, ", found ", sizes.Text());
-  }
-  return OkStatus();
-}
-
-// Both dimensions must agree where known; what is known of either is written to `*known`.
-Status CheckSame(const Sizes& sizes, int i, const char* meaning, int64_t* known) {
-  if (sizes[i] == kUnknown) return OkStatus();
-  if (*known != kUnknown && sizes[i] != *known) {
-    return InvalidArgument(meaning, " must be ", *known, " in ", sizes.name, ", found ", sizes.Text());
-  }
-  *known = sizes[i];
-  return OkStatus();
-}
-
 struct Problem {
   int64_t batch = kUnknown, length = kUnknown, key_features = kUnknown, value_features = kUnknown;
 };
-
-Status CheckElements(const char* name, int64_t a, int64_t b, int64_t c) {
-  if (a == kUnknown || b == kUnknown || c == kUnknown) return OkStatus();
-  // In floating point, where the product cannot overflow.
-  if (static_cast<double>(a) * static_cast<double>(b) * static_cast<double>(c) > static_cast<double>(kMaxElements)) {
-    return InvalidArgument(name, " has more than ", kMaxElements, " elements: ", a, " x ", b, " x ", c);
-  }
-  return OkStatus();
-}
-
-Status CheckFeatures(const char* name, int64_t features, int num_heads) {
-  if (features != kUnknown && features % num_heads != 0) {
-    return InvalidArgument("the features of ", name, ", ", features, ", must divide into num_heads = ", num_heads);
-  }
-  return OkStatus();
-}
 
 Status CheckTensors(const Attributes& attributes, const Sizes& q, const Sizes& k, const Sizes& v, Problem* p) {
   for (const Sizes* sizes : {&q, &k, &v}) {
     TF_RETURN_IF_ERROR(CheckRank(*sizes, 3, "[batch, length, features]"));
     TF_RETURN_IF_ERROR(CheckSame(*sizes, 0, "the batch", &p->batch));
     TF_RETURN_IF_ERROR(CheckSame(*sizes, 1, "the length", &p->length));
-    for (int64_t size : sizes->dims) {
-      if (size == 0) return InvalidArgument(sizes->name, " has a size of zero: ", sizes->Text());
-    }
+    TF_RETURN_IF_ERROR(CheckNotEmpty(*sizes));
   }
   TF_RETURN_IF_ERROR(CheckSame(q, 2, "the number of features", &p->key_features));
   TF_RETURN_IF_ERROR(CheckSame(k, 2, "the number of features", &p->key_features));
@@ -288,10 +213,6 @@ Status CheckTransposed(const TfgenBlocksparseLists& rows, const TfgenBlocksparse
   return OkStatus();
 }
 
-int32_t DtypeCode(DataType dtype) {
-  return dtype == tensorflow::DT_FLOAT ? TFGEN_FLOAT32 : dtype == tensorflow::DT_BFLOAT16 ? TFGEN_BFLOAT16 : TFGEN_FLOAT16;
-}
-
 // Cycles of one unit: two (forward) or about five (backward) products of each kept block at some 16 operations a cycle.
 int64_t CostOfUnit(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists, int64_t entries,
                    int64_t products) {
@@ -414,19 +335,6 @@ class AttentionGradCpuOp : public AttentionGradOp {
     const int64_t cost = CostOfUnit(args->shape, args->rows, c->input(kRows + 1).NumElements(), 4);
     RunUnits(c, *args, cost, tfgen_blocksparse_backward_query_cpu);
     RunUnits(c, *args, cost, tfgen_blocksparse_backward_key_cpu);
-  }
-};
-
-// XLA compiles graphs by running such kernels; without one, its error would not say what to do. Code "unimplemented"
-// makes automatic clustering leave the operation to TensorFlow.
-class RefuseXlaOp : public OpKernel {
- public:
-  using OpKernel::OpKernel;
-  void Compute(OpKernelContext* c) override {
-    c->CtxFailure(tensorflow::errors::Unimplemented(
-        "tfgen's compiled block-sparse attention cannot run inside jit_compile=True (XLA). Set the environment variable "
-        "TFGEN_PURE_TF=1 or build the function within tfgen.ops.blocksparse.plain_tensorflow() to use the "
-        "pure-TensorFlow attention, or set jit_compile=False."));
   }
 };
 
