@@ -1,4 +1,4 @@
-// Attention of one query over a table of keys, for sampling.
+// Attention of one query over cached keys and values, for sampling.
 #ifndef TFGEN_KERNELS_BLOCKSPARSE_CPU_DECODE_H_
 #define TFGEN_KERNELS_BLOCKSPARSE_CPU_DECODE_H_
 
@@ -7,59 +7,90 @@
 namespace tfgen {
 namespace TFGEN_ISA {
 
-// One query against the table, online over chunks of kLanes slots: the scores of a chunk are the lanes of one vector.
+// Slots of one (batch, head): where the first lies, and how many elements it is to the next.
 template <class E>
-void decode_range(const TfgenBlocksparseDecode& args, int64_t first, int64_t last) {
-  const int64_t key_padded = round_up(args.key_size, kPadding), value_padded = round_up(args.value_size, kPadding);
-  const int64_t key_step = args.batch * args.heads * args.key_size;  // elements from slot to slot
-  const int64_t value_step = args.batch * args.heads * args.value_size;
-  float* query = static_cast<float*>(thread_scratch(static_cast<size_t>(key_padded + value_padded) * sizeof(float)));
-  float* sums = query + key_padded;
-  for (int64_t unit = first; unit < last; ++unit) {
-    const int64_t token = 0;
-    const auto* q = static_cast<const typename E::Storage*>(args.q) + unit * args.key_size;
-    const auto* keys = static_cast<const typename E::Storage*>(args.keys) + unit * args.key_size;
-    const auto* values = static_cast<const typename E::Storage*>(args.values) + unit * args.value_size;
-    auto* out = static_cast<typename E::Storage*>(args.out) + unit * args.value_size;
-    const HeadView<E> view = {const_cast<typename E::Storage*>(q), args.key_size, args.key_size};
-    copy_rows(view, &token, 1, key_padded, args.scale, query);
-    for (int64_t d = 0; d < value_padded; d += kLanes) *reinterpret_cast<Vec*>(sums + d) = Vec{};
-    float maximum = -kInfinity, total = 0.0f;
-    for (int64_t slot = 0; slot < args.visible; slot += kLanes) {
-      const int64_t count = smaller(kLanes, args.visible - slot);
-      Vec partial[kLanes];
-      for (int64_t i = 0; i < kLanes; ++i) {
-        partial[i] = Vec{};
-        if (i >= count) continue;
-        const auto* key = keys + (slot + i) * key_step;
-        for (int64_t d = 0; d < args.key_size; d += kLanes) {
-          const Vec factor = *reinterpret_cast<const Vec*>(query + d);
-          partial[i] = multiply_add(load_some<E>(key + d, args.key_size - d), factor, partial[i]);
-        }
-      }
-      Vec scores = sums_of_each(partial);
-      const float previous = maximum;
-      for (int64_t i = 0; i < kLanes; ++i) {
-        if (i >= count) scores[i] = -kInfinity;
-        if (scores[i] > maximum) maximum = scores[i];
-      }
-      const float shift = maximum == -kInfinity ? 0.0f : maximum;
-      const Vec weights = exponential(scores - shift);
-      const float rescale = exponential(broadcast(previous - shift))[0];
-      total *= rescale;
-      for (int64_t i = 0; i < count; ++i) total += weights[i];
-      for (int64_t d = 0; d < args.value_size; d += kLanes) {
-        Vec sum = *reinterpret_cast<Vec*>(sums + d) * rescale;
-        for (int64_t i = 0; i < count; ++i) {
-          const Vec value = load_some<E>(values + (slot + i) * value_step + d, args.value_size - d);
-          sum = multiply_add(value, broadcast(weights[i]), sum);
-        }
-        *reinterpret_cast<Vec*>(sums + d) = sum;
+struct SlotView {
+  const typename E::Storage *keys, *values;
+  int64_t key_step, value_step;
+  int64_t count;
+};
+
+// The online softmax of one query: the largest score so far, and sums relative to it.
+struct OnlineSoftmax {
+  float maximum;
+  Vec totals;   // of the weights: lane i sums those of slot i of every chunk
+  float* sums;  // of the weighted values, [Dv] rounded up to kLanes, aligned
+};
+
+// Adds slots to the softmax in chunks of kLanes; the scores of a chunk are the lanes of one vector. `query` is scaled.
+template <class E>
+void attend_slots(const SlotView<E>& slots, const float* query, int64_t key_size, int64_t value_size,
+                  OnlineSoftmax* softmax) {
+  for (int64_t slot = 0; slot < slots.count; slot += kLanes) {
+    const int64_t count = smaller(kLanes, slots.count - slot);
+    Vec partial[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      partial[i] = Vec{};
+      if (i >= count) continue;
+      const auto* key = slots.keys + (slot + i) * slots.key_step;
+      for (int64_t d = 0; d < key_size; d += kLanes) {
+        const Vec factor = *reinterpret_cast<const Vec*>(query + d);
+        partial[i] = multiply_add(load_some<E>(key + d, key_size - d), factor, partial[i]);
       }
     }
+    Vec scores = sums_of_each(partial);
+    const float previous = softmax->maximum;
+    for (int64_t i = 0; i < kLanes; ++i) {
+      if (i >= count) scores[i] = -kInfinity;
+      if (scores[i] > softmax->maximum) softmax->maximum = scores[i];
+    }
+    // -infinity - -infinity would be NaN.
+    const float shift = softmax->maximum == -kInfinity ? 0.0f : softmax->maximum;
+    const Vec weights = exponential(scores - shift);
+    const float rescale = exponential(broadcast(previous - shift))[0];
+    softmax->totals = multiply_add(softmax->totals, broadcast(rescale), weights);
+    for (int64_t d = 0; d < value_size; d += kLanes) {
+      Vec sum = {};  // of the chunk by itself: rounding errors of a long table grow with the number of chunks only
+      for (int64_t i = 0; i < count; ++i) {
+        const Vec value = load_some<E>(slots.values + (slot + i) * slots.value_step + d, value_size - d);
+        sum = multiply_add(value, broadcast(weights[i]), sum);
+      }
+      Vec& sums = *reinterpret_cast<Vec*>(softmax->sums + d);
+      sums = multiply_add(sums, broadcast(rescale), sum);
+    }
+  }
+}
+
+template <class E>
+void decode_range(const TfgenBlocksparseDecode& args, int64_t first, int64_t last) {
+  using Storage = typename E::Storage;
+  const int64_t key_size = args.key_size, value_size = args.value_size;
+  const int64_t key_padded = round_up(key_size, kPadding), value_padded = round_up(value_size, kPadding);
+  float* query = static_cast<float*>(thread_scratch(static_cast<size_t>(key_padded + value_padded) * sizeof(float)));
+  for (int64_t unit = first; unit < last; ++unit) {
+    const int64_t token = 0;
+    const HeadView<E> q = {const_cast<Storage*>(static_cast<const Storage*>(args.q)) + unit * key_size, key_size,
+                           key_size};
+    copy_rows(q, &token, 1, key_padded, args.scale, query);
+    OnlineSoftmax softmax = {-kInfinity, Vec{}, query + key_padded};
+    for (int64_t d = 0; d < value_padded; d += kLanes) *reinterpret_cast<Vec*>(softmax.sums + d) = Vec{};
+    if (args.earlier > 0) {
+      const SlotView<E> earlier = {static_cast<const Storage*>(args.earlier_keys) + unit * args.earlier * key_size,
+                                   static_cast<const Storage*>(args.earlier_values) + unit * args.earlier * value_size,
+                                   key_size, value_size, args.earlier};
+      attend_slots<E>(earlier, query, key_size, value_size, &softmax);
+    }
+    const int64_t units = args.batch * args.heads;
+    const SlotView<E> table = {static_cast<const Storage*>(args.keys) + unit * key_size,
+                               static_cast<const Storage*>(args.values) + unit * value_size, units * key_size,
+                               units * value_size, args.visible};
+    attend_slots<E>(table, query, key_size, value_size, &softmax);
+    float total = 0.0f;
+    for (int i = 0; i < kLanes; ++i) total += softmax.totals[i];
     const float reciprocal = total == 0.0f ? 0.0f : 1.0f / total;
-    for (int64_t d = 0; d < args.value_size; d += kLanes) {
-      store_some<E>(out + d, *reinterpret_cast<Vec*>(sums + d) * reciprocal, args.value_size - d);
+    auto* out = static_cast<Storage*>(args.out) + unit * value_size;
+    for (int64_t d = 0; d < value_size; d += kLanes) {
+      store_some<E>(out + d, *reinterpret_cast<Vec*>(softmax.sums + d) * reciprocal, value_size - d);
     }
   }
 }

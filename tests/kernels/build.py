@@ -83,10 +83,11 @@ class Backward(ctypes.Structure):
 
 class Decode(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "slots", "key_size", "value_size", "visible")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "slots", "key_size", "value_size")),
+        *((name, ctypes.c_int64) for name in ("visible", "earlier")),
         ("dtype", ctypes.c_int32),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "out")),
+        *((name, ctypes.c_void_p) for name in ("q", "keys", "values", "earlier_keys", "earlier_values", "out")),
     )
 
 

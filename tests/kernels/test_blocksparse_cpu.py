@@ -251,33 +251,43 @@ def test_16_bit_numbers_come_back(kernels):
         np.testing.assert_array_equal(found.dv.astype(np.float32), finite.astype(np.float32))
 
 
-def decoded(kernels, q, keys, values, visible: int, heads: int, scale: float) -> np.ndarray:
+def decoded(kernels, q, keys, values, earlier: list[np.ndarray], visible: int, heads: int, scale: float) -> np.ndarray:
     slots, batch, _ = keys.shape
     out = np.full((batch, values.shape[2]), np.nan, values.dtype)
     sizes = (keys.shape[2] // heads, values.shape[2] // heads)
     dtype = DTYPES[values.dtype.name]
-    pointers = (pointer(x) for x in (q, keys, values, out))
-    args = build.Decode(batch, heads, slots, *sizes, visible, dtype, scale, *pointers)
+    pointers = (pointer(x) for x in (q, keys, values, *earlier, out))
+    args = build.Decode(batch, heads, slots, *sizes, visible, earlier[0].shape[2], dtype, scale, *pointers)
     for unit in reversed(range(batch * heads)):
         kernels.tfgen_blocksparse_decode_cpu(args, unit, unit + 1)
     return out
 
 
-DECODE_SIZES = ((96, 96, (32, 32)), (96, 17, (40, 59)), (5, 1, (3, 111)), (9, 0, (8, 8)))  # slots, visible, Dk and Dv
+# slots, visible ones, earlier ones, Dk and Dv
+DECODE_SIZES = (
+    (96, 96, 0, (32, 32)), (96, 17, 0, (40, 59)), (5, 1, 0, (3, 111)), (9, 0, 0, (8, 8)),
+    (7, 3, 50, (40, 59)), (4, 0, 17, (3, 8)), (3, 1, 900, (16, 24)), (2, 2, 1, (1, 1)),
+)  # fmt: skip
 
 
-def check_decode(kernels, rng, dtype: np.dtype, slots: int, visible: int, sizes: tuple[int, int]) -> None:
+def check_decode(kernels, rng, dtype: np.dtype, slots: int, visible: int, earlier: int, sizes: tuple[int, int]) -> None:
     batch, heads, scale = 2, 3, 1.7
     shapes = ((batch, heads * sizes[0]), (slots, batch, heads * sizes[0]), (slots, batch, heads * sizes[1]))
+    stores = [rng.standard_normal((batch, heads, earlier, size)).astype(np.float32).astype(dtype) for size in sizes]
     q, keys, values = (rng.standard_normal(shape).astype(np.float32).astype(dtype) for shape in shapes)
     keys[visible:], values[visible:] = np.nan, np.nan  # must not be used
-    found = decoded(kernels, q, keys, values, visible, heads, scale)
-    if visible == 0:
+    found = decoded(kernels, q, keys, values, stores, visible, heads, scale)
+    seen = visible + earlier
+    if seen == 0:
         assert not found.astype(np.float32).any()
         return
     # The oracle wants as many queries as keys: the one query, repeated, at each of the visible slots.
-    k, v = (x[:visible].swapaxes(0, 1) for x in (keys, values))
-    repeated, keep = np.repeat(q[:, None], visible, 1), np.ones((1, visible, visible), bool)
+    joined = []
+    for table, store in zip((keys, values), stores, strict=True):
+        earlier_rows = store.swapaxes(1, 2).reshape(batch, earlier, table.shape[2])
+        joined.append(np.concatenate([table[:visible].swapaxes(0, 1), earlier_rows], axis=1))
+    k, v = joined
+    repeated, keep = np.repeat(q[:, None], seen, 1), np.ones((1, seen, seen), bool)
     truth = naive(repeated, k, v, v, keep, heads, scale, np.dtype(np.float64)).out[:, 0]
     baseline = naive(repeated, k, v, v, keep, heads, scale, dtype).out[:, 0]
     size = magnitudes(repeated, k, v, v, keep, heads, scale)
@@ -286,9 +296,9 @@ def check_decode(kernels, rng, dtype: np.dtype, slots: int, visible: int, sizes:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("slots", "visible", "sizes"), DECODE_SIZES)
-def test_decode(kernels, rng, dtype, slots, visible, sizes):
-    check_decode(kernels, rng, numpy_dtype(dtype), slots, visible, sizes)
+@pytest.mark.parametrize(("slots", "visible", "earlier", "sizes"), DECODE_SIZES)
+def test_decode(kernels, rng, dtype, slots, visible, earlier, sizes):
+    check_decode(kernels, rng, numpy_dtype(dtype), slots, visible, earlier, sizes)
 
 
 def test_isa_is_named(kernels):
