@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfgen.ops import library
 from tfgen.randomness import Key
 from tfgen.systems.distaug import decode
 from tfgen.systems.distaug.transformer import Transformer
@@ -46,6 +47,46 @@ def test_cached_and_uncached_draw_the_same_tokens(modes, stride):
     np.testing.assert_array_equal(drawn, expected)
     assert drawn.shape == (3, 24)
     assert len(np.unique(drawn)) > 8, "the draws hardly vary, so that this test would show little"
+
+
+def operations(sampler: decode.Sampler, batch: int) -> list[str]:
+    """Of the graph of one chunk."""
+
+    @tf.function
+    def chunk(state):
+        return sampler.steps(tf.constant(0), state, KEY, CONDITIONING[:batch], tf.constant(1.0))
+
+    graph = chunk.get_concrete_function(sampler.initial_state(batch)).graph.as_graph_def()
+    return [node.op for node in graph.node] + [node.op for f in graph.library.function for node in f.node_def]
+
+
+@pytest.mark.skipif(library.load() is None, reason="the kernels are not built")
+@pytest.mark.parametrize(("modes", "stride"), MIXES)
+def test_the_compiled_operation_draws_the_same_tokens_as_plain_tensorflow(modes, stride):
+    network = build(attention_layers=modes, local_attn_ctx=stride)
+    assert operations(decode.Sampler(network, 7), 2).count("TfgenBlocksparseDecode") == network.n_layer
+    drawn = decode.sample(network, KEY, conditioning=CONDITIONING, chunk=7).numpy()
+    with library.plain_tensorflow():
+        assert not [name for name in operations(decode.Sampler(network, 7), 2) if name.startswith("Tfgen")]
+        np.testing.assert_array_equal(decode.sample(network, KEY, conditioning=CONDITIONING, chunk=7), drawn)
+
+
+@pytest.mark.skipif(library.load() is None, reason="the kernels are not built")
+def test_a_network_is_sampled_by_what_is_asked_for_now(monkeypatch):
+    """The sampler that is kept from an earlier call was compiled for one of the two forms."""
+    network, calls = build(attention_layers=("b",)), []
+    compiled = library.load().operations.tfgen_blocksparse_decode
+
+    def counted(*arguments, **attributes):
+        calls.append(arguments)
+        return compiled(*arguments, **attributes)
+
+    monkeypatch.setattr(library.load().operations, "tfgen_blocksparse_decode", counted)
+    with library.plain_tensorflow():
+        decode.sample(network, KEY, 1)
+    assert not calls
+    decode.sample(network, KEY, 1)
+    assert len(calls) == network.n_layer
 
 
 def test_draws_follow_the_logits_of_the_whole_sequence():

@@ -9,21 +9,21 @@ A cache keeps the keys and values that later queries can still see, and no other
 | `bT`,`c` | s tables, one for each residue class modulo s, of T / s positions | the table of its class |
 | `b0`     | the chunk of T / s positions that is being drawn                  | all of it              |
 
-A table has the shape [slots, B, heads * size]. Writing one slot costs at most a copy of its table, which is less than
-the query pays for reading it; nothing that a query does not read is touched, so no step copies the whole sequence.
+A table has the shape [slots, B, heads * size], which `tfgen.ops.blocksparse_decode` reads where it lies. Writing one
+slot costs at most a copy of its table, which is less than the query pays for reading it; nothing that a query does not
+read is touched, so no step copies the whole sequence.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import tensorflow as tf
 
 from tfgen.ops.blocksparse import Pattern
+from tfgen.ops.blocksparse_decode import decode_attention
 
 Tables = dict[str, tf.Tensor]  # "key" and "value"
-_UNSEEN = -3.4e38  # added to the score of a slot that the query does not see: its weight is exactly 0
 
 
 class Cache:
@@ -80,9 +80,9 @@ class Cache:
           [B, value_width] in the dtype of `value`, and what is carried to position t + 1.
         """
         tables, carried = self._write(t, {"key": key, "value": value}, carried)
-        query = tf.cast(query, tf.float32) * (1.0 / math.sqrt(self.widths["key"] // self.heads))
-        attended = self._read(self._scores(t, query, tables["key"]), query, tables["value"], carried)
-        return tf.cast(tf.reshape(attended, tf.shape(value)), value.dtype), carried
+        visible = tf.minimum(self._last_visible(t) + 1, self.slots)
+        earlier = self._earlier(carried)
+        return decode_attention(query, tables["key"], tables["value"], visible, self.heads, earlier), carried
 
     def _write(self, t: tf.Tensor, new: Tables, carried: Any) -> tuple[Tables, Any]:
         """Puts position t into its slot; returns the tables that its query reads, and what is carried on."""
@@ -93,25 +93,9 @@ class Cache:
         slot = tf.reshape(self._slot(t), [1, 1])
         return {part: tf.tensor_scatter_nd_update(tables[part], slot, new[part][None]) for part in self.widths}
 
-    # Tables are short: a product and a sum are faster here than a batched matrix product, whose set-up costs more.
-
-    def _scores(self, t: tf.Tensor, query: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-        """float32 [B, width], [slots, B, width] -> float32 [slots, B, heads]."""
-        products = query * tf.cast(keys, tf.float32)
-        unseen = tf.where(tf.range(self.slots) <= self._last_visible(t), 0.0, _UNSEEN)
-        return tf.reduce_sum(self._split(products), axis=-1) + unseen[:, None, None]
-
-    def _read(self, scores: tf.Tensor, query: tf.Tensor, values: tf.Tensor, carried: Any) -> tf.Tensor:
-        """[slots, B, heads], [slots, B, width] -> float32 [B, heads, Dv]."""
-        weights = tf.exp(scores - tf.reduce_max(scores, axis=0))
-        return self._weighted(weights, values) / tf.reduce_sum(weights, axis=0)[..., None]
-
-    def _weighted(self, weights: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_sum(weights[..., None] * self._split(tf.cast(values, tf.float32)), axis=0)
-
-    def _split(self, x: tf.Tensor) -> tf.Tensor:
-        """[slots, B, width] -> [slots, B, heads, D]."""
-        return tf.reshape(x, [self.slots, -1, self.heads, x.shape[2] // self.heads])
+    def _earlier(self, carried: Any) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """Keys and values that the query reads besides its table, [B, heads, positions, size]."""
+        return None
 
     def _slot(self, t: tf.Tensor) -> tf.Tensor:
         """Where position t goes."""
@@ -199,7 +183,9 @@ class FullCache(Cache):
     def leave(self, carried: dict[str, Tables], steps: tf.Tensor) -> Tables:
         kept = {}
         for part, earlier in carried["earlier"].items():
-            current = tf.transpose(self._split(carried["current"][part]), [1, 2, 0, 3])  # [B, heads, slots, D]
+            by_head = [self.slots, -1, self.heads, self.widths[part] // self.heads]
+            current = tf.reshape(carried["current"][part], by_head)
+            current = tf.transpose(current, [1, 2, 0, 3])  # [B, heads, slots, D]
             kept[part] = tf.concat([earlier, current[:, :, :steps]], axis=2)
         return kept
 
@@ -207,15 +193,8 @@ class FullCache(Cache):
         current = self._written(t, new, carried["current"])
         return current, {"earlier": carried["earlier"], "current": current}
 
-    def _read(self, scores: tf.Tensor, query: tf.Tensor, values: tf.Tensor, carried: dict[str, Tables]) -> tf.Tensor:
-        earlier_keys, earlier_values = (tf.cast(carried["earlier"][part], tf.float32) for part in self.widths)
-        query = tf.reshape(query, [-1, self.heads, 1, query.shape[1] // self.heads])
-        earlier_scores = tf.matmul(query, earlier_keys, transpose_b=True)  # [B, heads, 1, earlier]
-        highest = tf.maximum(tf.reduce_max(scores, axis=0), tf.reduce_max(earlier_scores, axis=[2, 3]))  # [B, heads]
-        weights, earlier_weights = tf.exp(scores - highest), tf.exp(earlier_scores - highest[..., None, None])
-        total = tf.reduce_sum(weights, axis=0) + tf.reduce_sum(earlier_weights, axis=[2, 3])  # [B, heads]
-        attended = self._weighted(weights, values) + tf.matmul(earlier_weights, earlier_values)[:, :, 0]
-        return attended / total[..., None]
+    def _earlier(self, carried: dict[str, Tables]) -> tuple[tf.Tensor, tf.Tensor]:
+        return carried["earlier"]["key"], carried["earlier"]["value"]
 
 
 CACHES: dict[str, type[Cache]] = {

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfgen.ops import library
 from tfgen.ops.blocksparse import CAUSAL_MODES
 from tfgen.randomness import Key
 from tfgen.systems.distaug.caches import CACHES
@@ -62,7 +63,8 @@ def sample(
     if temperature < 0:
         raise DecodeError(f"temperature must be 0 or more, found {temperature}")
     conditioning = _checked(network, count, conditioning)
-    sampler, n_ctx = _kept_sampler(network, chunk), network.n_ctx
+    # What is compiled depends on whether our compiled operations may be used, too.
+    sampler, n_ctx = _kept_sampler(network, chunk, library.load() is None), network.n_ctx
     state = sampler.initial_state(conditioning.shape[0])
     for first in range(0, n_ctx, sampler.chunk):
         state = sampler.run(first, state, key, conditioning, temperature)
@@ -88,20 +90,21 @@ def sample_function(network: Transformer, chunk: int = CHUNK) -> tf.types.experi
         ]
     )
     def draw(seed, conditioning, temperature):
-        key = Key(tf.stack([seed, 0])).fold("sample")
-        state = sampler.initial_state(tf.shape(conditioning)[0])
-        shapes = tf.nest.map_structure(lambda spec: spec.shape, sampler.state_specs())
-        _, state = tf.while_loop(
-            lambda first, state: first < network.n_ctx,
-            lambda first, state: (
-                first + sampler.chunk,
-                sampler.steps(first, state, key, conditioning, temperature),
-            ),
-            [tf.constant(0), state],
-            shape_invariants=[tf.TensorShape([]), shapes],
-            parallel_iterations=1,
-        )
-        return state["tokens"]
+        with library.plain_tensorflow():  # whoever traces it
+            key = Key(tf.stack([seed, 0])).fold("sample")
+            state = sampler.initial_state(tf.shape(conditioning)[0])
+            shapes = tf.nest.map_structure(lambda spec: spec.shape, sampler.state_specs())
+            _, state = tf.while_loop(
+                lambda first, state: first < network.n_ctx,
+                lambda first, state: (
+                    first + sampler.chunk,
+                    sampler.steps(first, state, key, conditioning, temperature),
+                ),
+                [tf.constant(0), state],
+                shape_invariants=[tf.TensorShape([]), shapes],
+                parallel_iterations=1,
+            )
+            return state["tokens"]
 
     return draw
 
@@ -179,7 +182,7 @@ class Sampler:
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_sampler(network: Transformer, chunk: int) -> Sampler:
+def _kept_sampler(network: Transformer, chunk: int, plain: bool) -> Sampler:
     return Sampler(network, chunk)
 
 
