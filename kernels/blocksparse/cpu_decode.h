@@ -22,6 +22,32 @@ struct OnlineSoftmax {
   float* sums;  // of the weighted values, [Dv] rounded up to kLanes, aligned
 };
 
+constexpr int64_t kLineBytes = 64;
+constexpr int kTogether = 4;  // vectors of a row that are read one after the other: rows come from far away
+
+// sums[d] = sums[d] * rescale + sum_i weights[i] * values[slot + i][d], for kCount vectors from d on. The chunk is
+// summed by itself first: rounding errors of a long table grow with the number of chunks only.
+template <class E, int kCount>
+TFGEN_INLINE void add_values(const SlotView<E>& slots, int64_t slot, int64_t count, int64_t d, int64_t value_size,
+                             Vec weights, float rescale, float* sums) {
+  Vec sum[kCount];
+  for (int j = 0; j < kCount; ++j) sum[j] = Vec{};
+  for (int64_t i = 0; i < count; ++i) {
+    const auto* row = slots.values + (slot + i) * slots.value_step + d;
+    const Vec weight = broadcast(weights[i]);
+#pragma GCC unroll 4
+    for (int j = 0; j < kCount; ++j) {
+      const Vec value = load_some<E>(row + j * kLanes, value_size - d - j * kLanes);
+      sum[j] = multiply_add(value, weight, sum[j]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < kCount; ++j) {
+    Vec& target = *reinterpret_cast<Vec*>(sums + d + j * kLanes);
+    target = multiply_add(target, broadcast(rescale), sum[j]);
+  }
+}
+
 // Adds slots to the softmax in chunks of kLanes; the scores of a chunk are the lanes of one vector. `query` is scaled.
 template <class E>
 void attend_slots(const SlotView<E>& slots, const float* query, int64_t key_size, int64_t value_size,
@@ -33,6 +59,11 @@ void attend_slots(const SlotView<E>& slots, const float* query, int64_t key_size
       partial[i] = Vec{};
       if (i >= count) continue;
       const auto* key = slots.keys + (slot + i) * slots.key_step;
+      // The value of the slot is needed as soon as the scores of the chunk are known.
+      const auto* value = slots.values + (slot + i) * slots.value_step;
+      for (int64_t d = 0; d < value_size; d += kLineBytes / static_cast<int64_t>(sizeof(*value))) {
+        __builtin_prefetch(value + d);
+      }
       for (int64_t d = 0; d < key_size; d += kLanes) {
         const Vec factor = *reinterpret_cast<const Vec*>(query + d);
         partial[i] = multiply_add(load_some<E>(key + d, key_size - d), factor, partial[i]);
@@ -49,14 +80,12 @@ void attend_slots(const SlotView<E>& slots, const float* query, int64_t key_size
     const Vec weights = exponential(scores - shift);
     const float rescale = exponential(broadcast(previous - shift))[0];
     softmax->totals = multiply_add(softmax->totals, broadcast(rescale), weights);
-    for (int64_t d = 0; d < value_size; d += kLanes) {
-      Vec sum = {};  // of the chunk by itself: rounding errors of a long table grow with the number of chunks only
-      for (int64_t i = 0; i < count; ++i) {
-        const Vec value = load_some<E>(slots.values + (slot + i) * slots.value_step + d, value_size - d);
-        sum = multiply_add(value, broadcast(weights[i]), sum);
-      }
-      Vec& sums = *reinterpret_cast<Vec*>(softmax->sums + d);
-      sums = multiply_add(sums, broadcast(rescale), sum);
+    int64_t d = 0;
+    for (; d + kTogether * kLanes <= value_size; d += kTogether * kLanes) {
+      add_values<E, kTogether>(slots, slot, count, d, value_size, weights, rescale, softmax->sums);
+    }
+    for (; d < value_size; d += kLanes) {
+      add_values<E, 1>(slots, slot, count, d, value_size, weights, rescale, softmax->sums);
     }
   }
 }
