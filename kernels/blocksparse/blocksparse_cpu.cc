@@ -86,6 +86,25 @@ class ThreadBuffer {
 
 }  // namespace
 
+int64_t blocks_in_group(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists) {
+  const int64_t blocks = shape.length / shape.blocksize;
+  const auto fits = [&](int64_t together) {
+    for (int64_t layout = 0; layout < lists.layouts; ++layout) {
+      const int32_t* offsets = lists.offsets + layout * (blocks + 1);
+      for (int64_t row = 0; row < blocks; ++row) {
+        for (int32_t entry = offsets[row]; entry < offsets[row + 1]; ++entry) {
+          if (lists.columns[entry] / together != row / together) return false;
+        }
+      }
+    }
+    return true;
+  };
+  for (int64_t together = 1; together <= blocks && together * shape.blocksize <= kMaxGroupRows; ++together) {
+    if (blocks % together == 0 && fits(together)) return together;
+  }
+  return 0;
+}
+
 void* thread_scratch(size_t bytes) {
   thread_local ThreadBuffer buffer;
   return buffer.get(bytes);
@@ -109,6 +128,14 @@ void tfgen_blocksparse_backward_query_cpu(const TfgenBlocksparseBackward* args, 
 
 void tfgen_blocksparse_backward_key_cpu(const TfgenBlocksparseBackward* args, int64_t first, int64_t last) {
   tfgen::kernels(args->shape.blocksize).backward_key(*args, first, last);
+}
+
+int64_t tfgen_blocksparse_group_blocks(const TfgenBlocksparseShape* shape, const TfgenBlocksparseLists* rows) {
+  return tfgen::blocks_in_group(*shape, *rows);
+}
+
+void tfgen_blocksparse_backward_group_cpu(const TfgenBlocksparseBackward* args, int64_t first, int64_t last) {
+  tfgen::kernels(args->shape.blocksize).backward_group(*args, first, last);
 }
 
 void tfgen_blocksparse_decode_cpu(const TfgenBlocksparseDecode* args, int64_t first, int64_t last) {

@@ -213,8 +213,9 @@ Status CheckTransposed(const TfgenBlocksparseLists& rows, const TfgenBlocksparse
   return OkStatus();
 }
 
-// Cycles of one unit: two (forward) or about five (backward) products of each kept block at some 16 operations a cycle.
-int64_t CostOfUnit(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists, int64_t entries,
+// Cycles of one block row: two (forward) or about five (backward) products of each kept block at some 16 operations a
+// cycle.
+int64_t CostOfRow(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists, int64_t entries,
                    int64_t products) {
   const int64_t blocks = shape.length / shape.blocksize;
   const int64_t block_cost = int64_t{shape.blocksize} * shape.blocksize * (shape.key_size + shape.value_size) / 16;
@@ -307,11 +308,13 @@ class AttentionGradOp : public BlocksparseOp {
   virtual void Run(OpKernelContext* c, TfgenBlocksparseBackward* args) = 0;
 };
 
-// Units write disjoint memory: how they are cut into shards changes no bit of the result.
+// Units write disjoint memory: how they are cut into shards changes no bit of the result. Each unit is `blocks` block
+// rows of a head.
 template <typename Args, typename Pass>
-void RunUnits(OpKernelContext* c, const Args& args, int64_t cost, Pass pass) {
+void RunUnits(OpKernelContext* c, const Args& args, int64_t blocks, int64_t cost_of_block, Pass pass) {
   const auto& threads = *c->device()->tensorflow_cpu_worker_threads();
-  tensorflow::Shard(threads.num_threads, threads.workers, tfgen_blocksparse_units(&args.shape), cost,
+  const int64_t units = tfgen_blocksparse_units(&args.shape) / blocks;
+  tensorflow::Shard(threads.num_threads, threads.workers, units, blocks * cost_of_block,
                     [&args, pass](int64_t first, int64_t last) { pass(&args, first, last); });
 }
 
@@ -321,8 +324,8 @@ class AttentionCpuOp : public AttentionOp {
 
  protected:
   void Run(OpKernelContext* c, TfgenBlocksparseForward* args) override {
-    const int64_t cost = CostOfUnit(args->shape, args->rows, c->input(kRows + 1).NumElements(), 2);
-    RunUnits(c, *args, cost, tfgen_blocksparse_forward_cpu);
+    const int64_t cost = CostOfRow(args->shape, args->rows, c->input(kRows + 1).NumElements(), 2);
+    RunUnits(c, *args, 1, cost, tfgen_blocksparse_forward_cpu);
   }
 };
 
@@ -332,9 +335,15 @@ class AttentionGradCpuOp : public AttentionGradOp {
 
  protected:
   void Run(OpKernelContext* c, TfgenBlocksparseBackward* args) override {
-    const int64_t cost = CostOfUnit(args->shape, args->rows, c->input(kRows + 1).NumElements(), 4);
-    RunUnits(c, *args, cost, tfgen_blocksparse_backward_query_cpu);
-    RunUnits(c, *args, cost, tfgen_blocksparse_backward_key_cpu);
+    const int64_t cost = CostOfRow(args->shape, args->rows, c->input(kRows + 1).NumElements(), 4);
+    // The choice is the layout's alone, so that results do not depend on the machine's threads.
+    const int64_t together = tfgen_blocksparse_group_blocks(&args->shape, &args->rows);
+    if (together > 0) {
+      RunUnits(c, *args, together, cost, tfgen_blocksparse_backward_group_cpu);
+    } else {
+      RunUnits(c, *args, 1, cost, tfgen_blocksparse_backward_query_cpu);
+      RunUnits(c, *args, 1, cost, tfgen_blocksparse_backward_key_cpu);
+    }
   }
 };
 

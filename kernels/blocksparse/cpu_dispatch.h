@@ -22,6 +22,7 @@ struct CpuKernels {
   void (*forward)(const TfgenBlocksparseForward&, int64_t first, int64_t last);
   void (*backward_query)(const TfgenBlocksparseBackward&, int64_t first, int64_t last);
   void (*backward_key)(const TfgenBlocksparseBackward&, int64_t first, int64_t last);
+  void (*backward_group)(const TfgenBlocksparseBackward&, int64_t first, int64_t last);
   void (*decode)(const TfgenBlocksparseDecode&, int64_t first, int64_t last);
 };
 
@@ -30,6 +31,12 @@ CpuKernels portable_kernels();
 CpuKernels avx2_kernels();
 CpuKernels avx512_kernels();
 #endif
+
+constexpr int64_t kMaxGroupRows = 256;  // of a group of blocks; their rows in every tensor fit the L2 cache
+
+// The smallest g for which the kept blocks lie in squares of g x g blocks along the diagonal, so that groups of g block
+// rows share no block; 0 if there is none of at most kMaxGroupRows rows.
+int64_t blocks_in_group(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists);
 
 // At least `bytes` of memory at a multiple of 64 bytes, the calling thread's own until it asks again. The content is
 // undefined. Throws std::bad_alloc.

@@ -60,8 +60,9 @@ template <class E, int kGroup>
 void forward_range(const TfgenBlocksparseForward& args, int64_t first, int64_t last) {
   const TfgenBlocksparseShape& shape = args.shape;
   const int64_t blocksize = shape.blocksize;
-  const Workspace space = make_workspace(shape, kGroup);
-  const UnitOrder order(space, shape, args.rows);
+  const int64_t together = blocks_in_group(shape, args.rows);
+  const Workspace space = make_workspace(shape, kGroup, together);
+  const UnitOrder order(space, shape, args.rows, together);
   for (int64_t index = first; index < last; ++index) {
     const Unit unit = order.find(shape, args.rows, index);
     const auto q = head_view<E>(args.q, shape, shape.key_size, unit.batch, unit.head);
@@ -122,6 +123,23 @@ TFGEN_INLINE Vec row_products(const HeadView<E>& dout, const HeadView<E>& out, c
   return sums_of_each(partial);
 }
 
+// The same of rows of dout that `copy_rows` made.
+template <class E>
+TFGEN_INLINE Vec row_products(const HeadView<E>& out, const int64_t* tokens, const float* douts, int64_t padded) {
+  Vec partial[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    const typename E::Storage* row = out.row(tokens[i]);
+    Vec sum = {};
+    for (int64_t d = 0; d < out.size; d += kLanes) {
+      sum = multiply_add(load_some<E>(row + d, out.size - d), *reinterpret_cast<const Vec*>(douts + i * padded + d),
+                         sum);
+      prefetch_next_head(out, row, d);
+    }
+    partial[i] = sum;
+  }
+  return sums_of_each(partial);
+}
+
 // Recomputes the scores of a block as weights p = exp(score - lse) and their gradients ds = p (dp - delta).
 // lse and delta belong to the lanes (kByLane) or to the columns of the block.
 template <int kGroup, bool kByLane>
@@ -148,8 +166,9 @@ template <class E, int kGroup>
 void backward_query_range(const TfgenBlocksparseBackward& args, int64_t first, int64_t last) {
   const TfgenBlocksparseShape& shape = args.shape;
   const int64_t blocksize = shape.blocksize;
-  const Workspace space = make_workspace(shape, kGroup);
-  const UnitOrder order(space, shape, args.rows);
+  const int64_t together = blocks_in_group(shape, args.rows);
+  const Workspace space = make_workspace(shape, kGroup, together);
+  const UnitOrder order(space, shape, args.rows, together);
   Vec ones[kGroup], scale[kGroup];
   for (int j = 0; j < kGroup; ++j) {
     ones[j] = broadcast(1.0f);
@@ -203,8 +222,9 @@ template <class E, int kGroup>
 void backward_key_range(const TfgenBlocksparseBackward& args, int64_t first, int64_t last) {
   const TfgenBlocksparseShape& shape = args.shape;
   const int64_t blocksize = shape.blocksize;
-  const Workspace space = make_workspace(shape, kGroup);
-  const UnitOrder order(space, shape, args.columns);
+  const int64_t together = blocks_in_group(shape, args.columns);
+  const Workspace space = make_workspace(shape, kGroup, together);
+  const UnitOrder order(space, shape, args.columns, together);
   Vec ones[kGroup];
   for (int j = 0; j < kGroup; ++j) ones[j] = broadcast(1.0f);
   for (int64_t index = first; index < last; ++index) {
@@ -258,6 +278,78 @@ void backward_key_range(const TfgenBlocksparseBackward& args, int64_t first, int
   }
 }
 
+// Both passes at once, for a group of blocks that shares no block with others. Lanes are queries; the sums that belong to
+// keys gather as rows in memory, which holds them for a whole group.
+template <class E, int kGroup>
+void backward_group_range(const TfgenBlocksparseBackward& args, int64_t first, int64_t last) {
+  const TfgenBlocksparseShape& shape = args.shape;
+  const int64_t blocksize = shape.blocksize;
+  const int64_t together = blocks_in_group(shape, args.rows);
+  const int64_t groups = shape.length / (together * blocksize), rows = together * blocksize;
+  const GroupSpace group(shape, kGroup, rows);
+  const Workspace& space = group.space;
+  const int64_t key_padded = space.key_padded, value_padded = space.value_padded;
+  Vec ones[kGroup], scale[kGroup];
+  for (int j = 0; j < kGroup; ++j) {
+    ones[j] = broadcast(1.0f);
+    scale[j] = broadcast(shape.scale);
+  }
+  for (int64_t index = first; index < last; ++index) {
+    const int64_t head = index % shape.heads, first_block = index / shape.heads % groups * together;
+    const int64_t batch = index / (shape.heads * groups), head_of_batch = batch * shape.heads + head;
+    const auto out = head_view<E>(args.out, shape, shape.value_size, batch, head);
+    const auto dout = head_view<E>(args.dout, shape, shape.value_size, batch, head);
+    const auto dq = head_view<E>(args.dq, shape, shape.key_size, batch, head);
+    const float* all_lse = args.lse + head_of_batch * shape.length;
+    const int32_t* offsets = args.rows.offsets;
+    if (args.rows.layouts > 1) offsets += head * (shape.length / blocksize + 1);
+    int64_t tokens[kMaxGroupRows];
+    find_tokens(shape, first_block * blocksize, rows, tokens);
+    // With the scale, which is then in dk.
+    copy_rows(head_view<E>(args.q, shape, shape.key_size, batch, head), tokens, rows, key_padded, shape.scale,
+              group.queries);
+    copy_rows(head_view<E>(args.k, shape, shape.key_size, batch, head), tokens, rows, key_padded, 1.0f, group.keys);
+    copy_rows(head_view<E>(args.v, shape, shape.value_size, batch, head), tokens, rows, value_padded, 1.0f,
+              group.values);
+    copy_rows(dout, tokens, rows, value_padded, 1.0f, group.douts);
+    memset(group.dkeys, 0, static_cast<size_t>(rows * key_padded) * sizeof(float));
+    memset(group.dvalues, 0, static_cast<size_t>(rows * value_padded) * sizeof(float));
+
+    for (int64_t row = 0; row < rows; row += kGroup * kLanes) {
+      const float* queries = group.queries + row * key_padded;
+      const float* douts = group.douts + row * value_padded;
+      load_copied_lanes<kGroup>(queries, key_padded, shape.key_size, space.key_lanes);
+      load_copied_lanes<kGroup>(douts, value_padded, shape.value_size, space.value_lanes);
+      clear<kGroup>(space.key_sums, key_padded);
+      Vec lse[kGroup], delta[kGroup];
+      for (int j = 0; j < kGroup; ++j) {
+        const int64_t lane = row + j * kLanes;
+        delta[j] = row_products(out, tokens + lane, douts + j * kLanes * value_padded, value_padded);
+        for (int i = 0; i < kLanes; ++i) lse[j][i] = usable(all_lse[tokens[lane + i]]);
+      }
+      const int64_t block = first_block + row / blocksize;
+      for (int32_t entry = offsets[block]; entry < offsets[block + 1]; ++entry) {
+        BlockMask<kGroup> mask;
+        mask.read(args.rows, entry, blocksize, row % blocksize);
+        if (mask.first >= mask.last) continue;
+        const int64_t column = (args.rows.columns[entry] - first_block) * blocksize;
+        const float* keys = group.keys + column * key_padded;
+        weights_and_gradients<kGroup, true>(space, shape, keys, group.values + column * value_padded, mask, lse, delta,
+                                            nullptr, nullptr);
+        accumulate<kGroup>(keys, key_padded, shape.key_size, mask.first, mask.last, space.gradients, ones,
+                           space.key_sums);
+        add_products<kGroup>(space.scores, douts, value_padded, shape.value_size, mask.first, mask.last,
+                             group.dvalues + column * value_padded);
+        add_products<kGroup>(space.gradients, queries, key_padded, shape.key_size, mask.first, mask.last,
+                             group.dkeys + column * key_padded);
+      }
+      store_lanes<E, kGroup>(dq, tokens + row, scale, space.key_sums);
+    }
+    store_rows(head_view<E>(args.dk, shape, shape.key_size, batch, head), tokens, rows, key_padded, group.dkeys);
+    store_rows(head_view<E>(args.dv, shape, shape.value_size, batch, head), tokens, rows, value_padded, group.dvalues);
+  }
+}
+
 // Calls `f<E, kGroup>` for the element type and the block size. A block narrower than two vectors takes one.
 #define TFGEN_BY_TYPE(f, args, blocksize, first, last)                     \
   switch ((args).shape.dtype) {                                            \
@@ -284,6 +376,10 @@ inline void backward_key(const TfgenBlocksparseBackward& args, int64_t first, in
   TFGEN_BY_TYPE(backward_key_range, args, args.shape.blocksize, first, last)
 }
 
+inline void backward_group(const TfgenBlocksparseBackward& args, int64_t first, int64_t last) {
+  TFGEN_BY_TYPE(backward_group_range, args, args.shape.blocksize, first, last)
+}
+
 #undef TFGEN_BY_TYPE
 
 inline void decode(const TfgenBlocksparseDecode& args, int64_t first, int64_t last) {
@@ -297,7 +393,7 @@ inline void decode(const TfgenBlocksparseDecode& args, int64_t first, int64_t la
   }
 }
 
-inline CpuKernels kernels() { return {forward, backward_query, backward_key, decode}; }
+inline CpuKernels kernels() { return {forward, backward_query, backward_key, backward_group, decode}; }
 
 }  // namespace TFGEN_ISA
 }  // namespace tfgen

@@ -43,6 +43,15 @@ inline void find_tokens(const TfgenBlocksparseShape& shape, int64_t slot, int64_
   }
 }
 
+// Asks for the cache line that begins at element `d` of a row's next head (of the next token, after the last head).
+// Units go from head to head, through rows that may lie pages apart and of which each head owns a line or two, too few
+// for the processor to see where it goes.
+template <class E, bool kWrite = false>
+TFGEN_INLINE void prefetch_next_head(const HeadView<E>& view, const typename E::Storage* row, int64_t d) {
+  constexpr int64_t kPerLine = 64 / static_cast<int64_t>(sizeof(*row));
+  if (d % kPerLine == 0) __builtin_prefetch(reinterpret_cast<const void*>(row + view.size + d), kWrite);
+}
+
 // rows[i][d] = factor * tensor[tokens[i]][d], zero for d = D .. padded - 1.
 template <class E>
 void copy_rows(const HeadView<E>& view, const int64_t* tokens, int64_t count, int64_t padded, float factor,
@@ -52,6 +61,7 @@ void copy_rows(const HeadView<E>& view, const int64_t* tokens, int64_t count, in
     float* target = rows + i * padded;
     for (int64_t d = 0; d < padded; d += kLanes) {
       const Vec loaded = d < view.size ? load_some<E>(source + d, view.size - d) : Vec{};
+      prefetch_next_head(view, source, d);
       *reinterpret_cast<Vec*>(target + d) = loaded * factor;
     }
   }
@@ -65,7 +75,9 @@ void load_lanes(const HeadView<E>& view, const int64_t* tokens, float factor, Ve
       Vec square[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        square[i] = load_some<E>(view.row(tokens[group * kLanes + i]) + d, view.size - d) * factor;
+        const typename E::Storage* source = view.row(tokens[group * kLanes + i]);
+        square[i] = load_some<E>(source + d, view.size - d) * factor;
+        prefetch_next_head(view, source, d);
       }
       transpose(square);
 #pragma GCC unroll 16
@@ -85,8 +97,39 @@ void store_lanes(const HeadView<E>& view, const int64_t* tokens, const Vec* fact
       transpose(square);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        store_some<E>(view.row(tokens[group * kLanes + i]) + d, square[i], view.size - d);
+        typename E::Storage* target = view.row(tokens[group * kLanes + i]);
+        store_some<E>(target + d, square[i], view.size - d);
+        prefetch_next_head<E, true>(view, target, d);
       }
+    }
+  }
+}
+
+// lanes[d][lane] = rows[lane][d], of rows that `copy_rows` made.
+template <int kGroup>
+void load_copied_lanes(const float* rows, int64_t padded, int64_t size, Vec* lanes) {
+  for (int64_t d = 0; d < size; d += kLanes) {
+    for (int group = 0; group < kGroup; ++group) {
+      Vec square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        square[i] = *reinterpret_cast<const Vec*>(rows + (group * kLanes + i) * padded + d);
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) lanes[(d + i) * kGroup + group] = square[i];
+    }
+  }
+}
+
+// tensor[tokens[i]][d] = rows[i][d]
+template <class E>
+void store_rows(const HeadView<E>& view, const int64_t* tokens, int64_t count, int64_t padded, const float* rows) {
+  for (int64_t i = 0; i < count; ++i) {
+    typename E::Storage* target = view.row(tokens[i]);
+    for (int64_t d = 0; d < view.size; d += kLanes) {
+      store_some<E>(target + d, *reinterpret_cast<const Vec*>(rows + i * padded + d), view.size - d);
+      prefetch_next_head<E, true>(view, target, d);
     }
   }
 }
@@ -142,6 +185,44 @@ void accumulate(const float* columns, int64_t padded, int64_t size, int64_t firs
         sum = multiply_add(factor[j], sum, local[i][j]);
       }
     }
+  }
+}
+
+// kVectors of each of kRows rows of `add_products`, which the registers hold.
+template <int kGroup, int kRows, int kVectors>
+TFGEN_INLINE void add_products_part(const float* tile, const float* lane_rows, int64_t padded, float* rows) {
+  Vec sums[kRows][kVectors] = {};
+  for (int lane = 0; lane < kGroup * kLanes; ++lane) {
+    Vec x[kVectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) x[j] = *reinterpret_cast<const Vec*>(lane_rows + lane * padded + j * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const Vec factor = broadcast(tile[i * kGroup * kLanes + lane]);
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sums[i][j] = multiply_add(factor, x[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) *reinterpret_cast<Vec*>(rows + i * padded + j * kLanes) += sums[i][j];
+  }
+}
+
+// rows[c][d] += sum_lane tile[c][lane] * lane_rows[lane][d] for c = first .. last - 1 and d up to D rounded up to whole
+// vectors: the lanes' contribution to results that belong to the columns.
+template <int kGroup>
+void add_products(const Vec* tile, const float* lane_rows, int64_t padded, int64_t size, int64_t first, int64_t last,
+                  float* rows) {
+  constexpr int kRows = kLanes == 16 ? 2 * kColumnsAtOnce : kColumnsAtOnce;
+  for (int64_t c = first; c < last; c += kRows) {
+    const float* factors = reinterpret_cast<const float*>(tile + c * kGroup);
+    int64_t d = 0;
+    for (; d + kLanes < size; d += 2 * kLanes) {
+      add_products_part<kGroup, kRows, 2>(factors, lane_rows + d, padded, rows + c * padded + d);
+    }
+    if (d < size) add_products_part<kGroup, kRows, 1>(factors, lane_rows + d, padded, rows + c * padded + d);
   }
 }
 

@@ -16,6 +16,7 @@ typedef float Vec __attribute__((vector_size(4 * TFGEN_LANES), may_alias));
 typedef float UnalignedVec __attribute__((vector_size(4 * TFGEN_LANES), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * TFGEN_LANES), may_alias));  // of comparisons: -1 true, 0 false
 typedef uint32_t Bits __attribute__((vector_size(4 * TFGEN_LANES), may_alias));
+typedef uint32_t UnalignedBits __attribute__((vector_size(4 * TFGEN_LANES), aligned(4), may_alias));
 typedef uint16_t Shorts __attribute__((vector_size(2 * TFGEN_LANES), may_alias));
 typedef uint16_t UnalignedShorts __attribute__((vector_size(2 * TFGEN_LANES), aligned(2), may_alias));
 

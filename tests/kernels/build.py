@@ -96,11 +96,14 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(library))
     loaded.tfgen_blocksparse_units.argtypes = [ctypes.POINTER(Shape)]
     loaded.tfgen_blocksparse_units.restype = ctypes.c_int64
+    loaded.tfgen_blocksparse_group_blocks.argtypes = [ctypes.POINTER(Shape), ctypes.POINTER(Lists)]
+    loaded.tfgen_blocksparse_group_blocks.restype = ctypes.c_int64
     loaded.tfgen_blocksparse_cpu_isa.restype = ctypes.c_char_p
     for name, struct in (
         ("forward", Forward),
         ("backward_query", Backward),
         ("backward_key", Backward),
+        ("backward_group", Backward),
         ("decode", Decode),
     ):
         function = getattr(loaded, f"tfgen_blocksparse_{name}_cpu")
