@@ -67,7 +67,7 @@ void tfgen_blocksparse_backward_key_cpu(const struct TfgenBlocksparseBackward* a
 int64_t tfgen_blocksparse_group_blocks(const struct TfgenBlocksparseShape* shape,
                                        const struct TfgenBlocksparseLists* rows);
 void tfgen_blocksparse_backward_group_cpu(const struct TfgenBlocksparseBackward* args, int64_t first, int64_t last);
-const char* tfgen_blocksparse_cpu_isa(void);  // "avx512", "avx2" or "portable": what runs on this machine
+const char* tfgen_blocksparse_cpu_isa(void);  // "avx512_bf16", "avx512", "avx2" or "portable": what runs here
 
 // CUDA (compiled from blocksparse.cu). All pointers, those of the lists included, are device memory; `stream` is a
 // cudaStream_t. Returns a cudaError_t, 0 for success.

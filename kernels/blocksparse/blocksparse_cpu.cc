@@ -13,8 +13,8 @@ namespace tfgen {
 
 namespace {
 
-enum Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
-constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512"};
+enum Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+constexpr const char* kIsaNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
 
 Isa best_isa() {
 #if TFGEN_X86_KERNELS
@@ -22,22 +22,27 @@ Isa best_isa() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return avx512 ? kAvx512 : kAvx2;
+    if (!avx512) return kAvx2;
+#if TFGEN_BFLOAT16_KERNELS
+    if (__builtin_cpu_supports("avx512bf16")) return kAvx512Bf16;
+#endif
+    return kAvx512;
   }
 #endif
   return kPortable;
 }
 
-// The environment variable TFGEN_CPU_ISA (portable, avx2 or avx512) lowers the choice, for tests and for comparing
+// The environment variable TFGEN_CPU_ISA (portable, avx2, avx512 or avx512_bf16) lowers the choice, for tests and for comparing
 // machines. It cannot raise it above what the machine has.
 Isa choose_isa() {
   const Isa best = best_isa();
   const char* wanted = getenv("TFGEN_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return best;
-  for (int isa = kPortable; isa <= kAvx512; ++isa) {
+  for (int isa = kPortable; isa <= kAvx512Bf16; ++isa) {
     if (strcmp(wanted, kIsaNames[isa]) == 0) return isa < best ? static_cast<Isa>(isa) : best;
   }
-  fprintf(stderr, "TFGEN_CPU_ISA must be portable, avx2 or avx512, found \"%s\"; using %s\n", wanted, kIsaNames[best]);
+  fprintf(stderr, "TFGEN_CPU_ISA must be portable, avx2, avx512 or avx512_bf16, found \"%s\"; using %s\n", wanted,
+          kIsaNames[best]);
   return best;
 }
 
@@ -47,6 +52,9 @@ Isa chosen_isa() {
 }
 
 CpuKernels kernels_of(Isa isa) {
+#if TFGEN_BFLOAT16_KERNELS
+  if (isa == kAvx512Bf16) return avx512_bf16_kernels();
+#endif
 #if TFGEN_X86_KERNELS
   if (isa == kAvx512) return avx512_kernels();
   if (isa == kAvx2) return avx2_kernels();
@@ -58,7 +66,7 @@ CpuKernels kernels_of(Isa isa) {
 const CpuKernels& kernels(int32_t blocksize) {
   static const CpuKernels widest = kernels_of(chosen_isa());
   // Lanes are the rows of a block: 8 rows fill the 8 lanes of AVX2 and would leave half of AVX-512 idle.
-  static const CpuKernels for_eight_rows = kernels_of(chosen_isa() == kAvx512 ? kAvx2 : chosen_isa());
+  static const CpuKernels for_eight_rows = kernels_of(chosen_isa() >= kAvx512 ? kAvx2 : chosen_isa());
   return blocksize == 8 ? for_eight_rows : widest;
 }
 

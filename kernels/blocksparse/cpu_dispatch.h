@@ -16,6 +16,13 @@
 #define TFGEN_X86_KERNELS 0
 #endif
 
+// GCC 10 is the first that knows the instructions for bfloat16.
+#if TFGEN_X86_KERNELS && __GNUC__ >= 10
+#define TFGEN_BFLOAT16_KERNELS 1
+#else
+#define TFGEN_BFLOAT16_KERNELS 0
+#endif
+
 namespace tfgen {
 
 struct CpuKernels {
@@ -30,6 +37,9 @@ CpuKernels portable_kernels();
 #if TFGEN_X86_KERNELS
 CpuKernels avx2_kernels();
 CpuKernels avx512_kernels();
+#endif
+#if TFGEN_BFLOAT16_KERNELS
+CpuKernels avx512_bf16_kernels();
 #endif
 
 constexpr int64_t kMaxGroupRows = 256;  // of a group of blocks; their rows in every tensor fit the L2 cache

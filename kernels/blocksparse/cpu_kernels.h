@@ -24,11 +24,16 @@ namespace tfgen {
 namespace TFGEN_ISA {
 
 // Forward: one block added to the online softmax of kGroup vectors of queries.
-template <int kGroup>
+template <class E, int kGroup>
 void forward_block(const Workspace& space, const TfgenBlocksparseShape& shape, const float* keys, const float* values,
                    const BlockMask<kGroup>& mask, Vec* maximum, Vec* total) {
   Vec* tile = space.scores;
-  products<kGroup>(keys, space.key_padded, shape.key_size, mask.first, mask.last, space.key_lanes, tile);
+  if constexpr (E::kPairs) {
+    pair_products<kGroup>(keys, space.key_padded, shape.key_size, mask.first, mask.last, shape.scale, space.key_lanes,
+                          tile);
+  } else {
+    products<kGroup>(keys, space.key_padded, shape.key_size, mask.first, mask.last, space.key_lanes, tile);
+  }
   Vec largest[kGroup], shift[kGroup], rescale[kGroup], sum[kGroup];
   for (int j = 0; j < kGroup; ++j) largest[j] = maximum[j];
   if (mask.partial) mask.apply(tile);
@@ -61,7 +66,7 @@ void forward_range(const TfgenBlocksparseForward& args, int64_t first, int64_t l
   const TfgenBlocksparseShape& shape = args.shape;
   const int64_t blocksize = shape.blocksize;
   const int64_t together = blocks_in_group(shape, args.rows);
-  const Workspace space = make_workspace(shape, kGroup, together);
+  const Workspace space = make_workspace(shape, kGroup, copies_to_hold(shape, together), 0);
   const UnitOrder order(space, shape, args.rows, together);
   for (int64_t index = first; index < last; ++index) {
     const Unit unit = order.find(shape, args.rows, index);
@@ -74,7 +79,11 @@ void forward_range(const TfgenBlocksparseForward& args, int64_t first, int64_t l
     find_tokens(shape, unit.block * blocksize, blocksize, tokens);
 
     for (int64_t row = 0; row < blocksize; row += kGroup * kLanes) {
-      load_lanes<E, kGroup>(q, tokens + row, shape.scale, space.key_lanes);
+      if constexpr (E::kPairs) {
+        load_pair_lanes<E, kGroup>(q, tokens + row, space.key_lanes);
+      } else {
+        load_lanes<E, kGroup>(q, tokens + row, shape.scale, space.key_lanes);
+      }
       clear<kGroup>(space.value_sums, space.value_padded);
       Vec maximum[kGroup], total[kGroup], reciprocal[kGroup];
       for (int j = 0; j < kGroup; ++j) {
@@ -89,10 +98,14 @@ void forward_range(const TfgenBlocksparseForward& args, int64_t first, int64_t l
         const float* keys = copy_of_block(space, order, shape, unit, column, [&](float* copy) {
           int64_t columns[kMaxBlocksize];
           find_tokens(shape, column * blocksize, blocksize, columns);
-          copy_rows(k, columns, blocksize, space.key_padded, 1.0f, copy);
+          if constexpr (E::kPairs) {
+            copy_pair_rows(k, columns, blocksize, space.key_padded, copy);
+          } else {
+            copy_rows(k, columns, blocksize, space.key_padded, 1.0f, copy);
+          }
           copy_rows(v, columns, blocksize, space.value_padded, 1.0f, copy + blocksize * space.key_padded);
         });
-        forward_block<kGroup>(space, shape, keys, keys + blocksize * space.key_padded, mask, maximum, total);
+        forward_block<E, kGroup>(space, shape, keys, keys + blocksize * space.key_padded, mask, maximum, total);
       }
       for (int j = 0; j < kGroup; ++j) reciprocal[j] = total[j] == 0.0f ? Vec{} : 1.0f / total[j];
       store_lanes<E, kGroup>(out, tokens + row, reciprocal, space.value_sums);
@@ -167,7 +180,7 @@ void backward_query_range(const TfgenBlocksparseBackward& args, int64_t first, i
   const TfgenBlocksparseShape& shape = args.shape;
   const int64_t blocksize = shape.blocksize;
   const int64_t together = blocks_in_group(shape, args.rows);
-  const Workspace space = make_workspace(shape, kGroup, together);
+  const Workspace space = make_workspace(shape, kGroup, copies_to_hold(shape, together), 0);
   const UnitOrder order(space, shape, args.rows, together);
   Vec ones[kGroup], scale[kGroup];
   for (int j = 0; j < kGroup; ++j) {
@@ -223,7 +236,7 @@ void backward_key_range(const TfgenBlocksparseBackward& args, int64_t first, int
   const TfgenBlocksparseShape& shape = args.shape;
   const int64_t blocksize = shape.blocksize;
   const int64_t together = blocks_in_group(shape, args.columns);
-  const Workspace space = make_workspace(shape, kGroup, together);
+  const Workspace space = make_workspace(shape, kGroup, copies_to_hold(shape, together), 0);
   const UnitOrder order(space, shape, args.columns, together);
   Vec ones[kGroup];
   for (int j = 0; j < kGroup; ++j) ones[j] = broadcast(1.0f);
@@ -366,6 +379,12 @@ void backward_group_range(const TfgenBlocksparseBackward& args, int64_t first, i
 
 inline void forward(const TfgenBlocksparseForward& args, int64_t first, int64_t last) {
   TFGEN_BY_TYPE(forward_range, args, args.shape.blocksize, first, last)
+}
+
+// For bfloat16.
+inline void forward_pairs(const TfgenBlocksparseForward& args, int64_t first, int64_t last) {
+  if (args.shape.blocksize >= 2 * kLanes) return forward_range<BFloat16Pairs, 2>(args, first, last);
+  forward_range<BFloat16Pairs, 1>(args, first, last);
 }
 
 inline void backward_query(const TfgenBlocksparseBackward& args, int64_t first, int64_t last) {

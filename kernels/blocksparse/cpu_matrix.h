@@ -134,6 +134,73 @@ void store_rows(const HeadView<E>& view, const int64_t* tokens, int64_t count, i
   }
 }
 
+// The first kLanes pairs of the `count` numbers of a row of bfloat16, then zeros; reads nothing beyond them.
+TFGEN_INLINE Bits load_pairs(const uint16_t* x, int64_t count) {
+  if (count >= 2 * kLanes) return *reinterpret_cast<const UnalignedBits*>(x);
+  uint16_t padded[2 * kLanes] = {};
+  if (count > 0) memcpy(padded, x, static_cast<size_t>(count) * sizeof(padded[0]));
+  return *reinterpret_cast<const UnalignedBits*>(padded);
+}
+
+// rows[i][d] = numbers 2 d and 2 d + 1 of tensor[tokens[i]], zeros beyond D; a pair in the place of a float.
+template <class E>
+void copy_pair_rows(const HeadView<E>& view, const int64_t* tokens, int64_t count, int64_t padded, float* rows) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint16_t* source = view.row(tokens[i]);
+    for (int64_t d = 0; 2 * d < view.size; d += kLanes) {
+      *reinterpret_cast<Bits*>(rows + i * padded + d) = load_pairs(source + 2 * d, view.size - 2 * d);
+      prefetch_next_head(view, source, 2 * d);
+    }
+  }
+}
+
+// lanes[d][lane] = numbers 2 d and 2 d + 1 of tensor[tokens[lane]]
+template <class E, int kGroup>
+void load_pair_lanes(const HeadView<E>& view, const int64_t* tokens, Vec* lanes) {
+  for (int64_t d = 0; 2 * d < view.size; d += kLanes) {
+    for (int group = 0; group < kGroup; ++group) {
+      Vec square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        const uint16_t* source = view.row(tokens[group * kLanes + i]);
+        square[i] = (Vec)load_pairs(source + 2 * d, view.size - 2 * d);
+        prefetch_next_head(view, source, 2 * d);
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) lanes[(d + i) * kGroup + group] = square[i];
+    }
+  }
+}
+
+// tile[c][lane] = scale * sum_d (columns[c][d] * lanes[d][lane] of both numbers of the pairs), as `products` below. A
+// scaled query would have to be rounded to bfloat16, so that the scale waits for the sum.
+template <int kGroup>
+void pair_products(const float* columns, int64_t padded, int64_t depth, int64_t first, int64_t last, float scale,
+                   const Vec* lanes, Vec* tile) {
+  constexpr int kColumns = kLanes == 16 || kGroup == 1 ? 2 * kColumnsAtOnce : kColumnsAtOnce;
+  for (int64_t c = first; c < last; c += kColumns) {
+    const float* x = columns + c * padded;
+    Vec sums[kColumns][kGroup] = {};
+    for (int64_t d = 0; 2 * d < depth; ++d) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kColumns; ++i) {
+        uint32_t pair;
+        memcpy(&pair, x + i * padded + d, sizeof(pair));
+#pragma GCC unroll 2
+        for (int j = 0; j < kGroup; ++j) {
+          sums[i][j] = add_pair_products(broadcast_bits(pair), (Bits)lanes[d * kGroup + j], sums[i][j]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < kColumns; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kGroup; ++j) tile[(c + i) * kGroup + j] = sums[i][j] * scale;
+    }
+  }
+}
+
 // tile[c][lane] = sum_d columns[c][d] * lanes[d][lane] for c = first .. last - 1, multiples of kColumns. One
 // accumulator for each result, in rising order of d: both backward passes find the same scores, to the bit.
 template <int kGroup>

@@ -77,20 +77,33 @@ struct Workspace {
   int64_t* copied;  // [copy_count], which block a copy holds; -1 for none
 };
 
-// `group` vectors of lanes; `together` is what `blocks_in_group` found; `more_floats` follow, for the caller.
-inline Workspace make_workspace(const TfgenBlocksparseShape& shape, int group, int64_t together,
-                                int64_t more_floats = 0) {
+// Floats of the copy of one block: a row of keys (queries), a row of values (gradients), two statistics for each row. The
+// last 16 floats keep the copies from lying at multiples of 4096 bytes, where they would compete for the same lines of
+// the L1 cache.
+TFGEN_INLINE int64_t floats_of_copy(const TfgenBlocksparseShape& shape) {
+  const int64_t row_floats = round_up(shape.key_size, kPadding) + round_up(shape.value_size, kPadding) + 2;
+  return round_up(shape.blocksize * row_floats, kPadding) + 16;
+}
+
+// How many copies to hold. Groups of blocks (`together` of them, unless 0) share none: the fewer, the more stay in the
+// cache.
+TFGEN_INLINE int64_t copies_to_hold(const TfgenBlocksparseShape& shape, int64_t together) {
+  if (together > 0) return together;
+  const int64_t all = shape.heads * (shape.length / shape.blocksize);
+  const int64_t fitting = kCacheBytes / (floats_of_copy(shape) * static_cast<int64_t>(sizeof(float)));
+  return fitting < 1 ? 1 : smaller(all, fitting);
+}
+
+// `group` vectors of lanes, `copy_count` copies of blocks and `more_floats` for the caller.
+inline Workspace make_workspace(const TfgenBlocksparseShape& shape, int group, int64_t copy_count,
+                                int64_t more_floats) {
   Workspace space;
   space.key_padded = round_up(shape.key_size, kPadding);
   space.value_padded = round_up(shape.value_size, kPadding);
   const int64_t blocksize = shape.blocksize;
-  // A row of keys (queries), a row of values (gradients), two statistics for each row. The last 16 floats keep the
-  // copies from lying at multiples of 4096 bytes, where they would compete for the same lines of the L1 cache.
-  space.copy_floats = round_up(blocksize * (space.key_padded + space.value_padded + 2), kPadding) + 16;
+  space.copy_floats = floats_of_copy(shape);
+  space.copy_count = copy_count;
   const int64_t copy_bytes = space.copy_floats * static_cast<int64_t>(sizeof(float));
-  space.copy_count = smaller(shape.heads * (shape.length / blocksize), kCacheBytes / copy_bytes);
-  if (space.copy_count < 1) space.copy_count = 1;
-  if (together > 0) space.copy_count = together;  // no other unit needs them: the fewer, the more stay in the cache
 
   const int64_t vectors = group * (2 * space.key_padded + 2 * space.value_padded + 2 * blocksize);
   const int64_t vector_bytes = vectors * static_cast<int64_t>(sizeof(Vec));

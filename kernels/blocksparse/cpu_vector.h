@@ -5,6 +5,11 @@
 #ifndef TFGEN_KERNELS_BLOCKSPARSE_CPU_VECTOR_H_
 #define TFGEN_KERNELS_BLOCKSPARSE_CPU_VECTOR_H_
 
+// Only one file has the instructions for bfloat16.
+#ifndef TFGEN_BFLOAT16_INSTRUCTIONS
+#define TFGEN_BFLOAT16_INSTRUCTIONS 0
+#endif
+
 #define TFGEN_INLINE inline __attribute__((always_inline))
 
 namespace tfgen {
@@ -29,9 +34,9 @@ TFGEN_INLINE int64_t round_up(int64_t x, int64_t multiple) { return (x + multipl
 
 // a * b + c
 TFGEN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
-#if TFGEN_LANES == 16
+#if TFGEN_LANES == 16 && defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
-#elif TFGEN_LANES == 8
+#elif TFGEN_LANES == 8 && defined(__AVX2__)
   return _mm256_fmadd_ps(a, b, c);
 #else
   return a * b + c;
@@ -40,9 +45,9 @@ TFGEN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 
 // The larger one; `b` where either is NaN.
 TFGEN_INLINE Vec larger(Vec a, Vec b) {
-#if TFGEN_LANES == 16
+#if TFGEN_LANES == 16 && defined(__AVX512F__)
   return _mm512_maskz_max_ps(0xffff, a, b);  // not _mm512_max_ps, at which GCC 12 warns of an uninitialised variable
-#elif TFGEN_LANES == 8
+#elif TFGEN_LANES == 8 && defined(__AVX2__)
   return _mm256_max_ps(a, b);
 #else
   return a > b ? a : b;
@@ -71,6 +76,7 @@ TFGEN_INLINE Vec exponential(Vec x) {
 // Element types of tensors: how kLanes of them turn into floats and back.
 struct Float32 {
   using Storage = float;
+  static constexpr bool kPairs = false;
   static TFGEN_INLINE Vec load(const float* x) { return *reinterpret_cast<const UnalignedVec*>(x); }
   static TFGEN_INLINE void store(float* x, Vec value) { *reinterpret_cast<UnalignedVec*>(x) = value; }
 };
@@ -85,6 +91,7 @@ TFGEN_INLINE void store_shorts(uint16_t* x, Bits value) {
 
 struct BFloat16 {
   using Storage = uint16_t;
+  static constexpr bool kPairs = false;
   static TFGEN_INLINE Vec load(const uint16_t* x) { return (Vec)(load_shorts(x) << 16); }
   static TFGEN_INLINE void store(uint16_t* x, Vec value) {
     const Bits bits = (Bits)value;
@@ -93,10 +100,27 @@ struct BFloat16 {
   }
 };
 
+// bfloat16 whose products in the forward pass, of queries and keys, are those of pairs.
+struct BFloat16Pairs : BFloat16 {
+  static constexpr bool kPairs = true;
+};
+
+// sums + a0 * b0 + a1 * b1 of pairs of bfloat16, a0 in the lower half. The products are exact in float32; the
+// instruction takes subnormal numbers for zero.
+TFGEN_INLINE Vec add_pair_products(Bits a, Bits b, Vec sums) {
+#if TFGEN_BFLOAT16_INSTRUCTIONS
+  return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b);
+#else
+  const Vec odd = multiply_add((Vec)(a & 0xffff0000u), (Vec)(b & 0xffff0000u), sums);
+  return multiply_add((Vec)(a << 16), (Vec)(b << 16), odd);
+#endif
+}
+
 // Integer arithmetic and normal floats only, so that it is right where the processor flushes subnormals to zero, as
 // the threads of TensorFlow make it do.
 struct Float16 {
   using Storage = uint16_t;
+  static constexpr bool kPairs = false;
   static TFGEN_INLINE Vec load(const uint16_t* x) {
     const Bits half = load_shorts(x);
     const Bits magnitude = half & 0x7fffu;

@@ -11,8 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU_SOURCES = tuple(
-    f"kernels/blocksparse/blocksparse_cpu{suffix}.cc" for suffix in ("", "_portable", "_avx2", "_avx512")
+    f"kernels/blocksparse/blocksparse_cpu{suffix}.cc"
+    for suffix in ("", "_portable", "_avx2", "_avx512", "_avx512_bf16")
 )
+TEST_SOURCES = ("tests/kernels/pairs.cc",)
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror")
 EXTRA_FLAGS = "TFGEN_KERNEL_CXXFLAGS"  # environment variable, such as "-g -fsanitize=address,undefined"
 
@@ -35,7 +37,7 @@ def compile_cpu_kernels(folder: Path) -> Path:
     """
     command = [compiler() or "g++", *FLAGS, *shlex.split(os.environ.get(EXTRA_FLAGS, ""))]
     objects = []
-    for source in CPU_SOURCES:
+    for source in (*CPU_SOURCES, *TEST_SOURCES):
         objects.append(str(folder / (Path(source).stem + ".o")))
         _run([*command, "-I.", "-c", source, "-o", objects[-1]])
     library = folder / "libtfgen_blocksparse_cpu.so"
@@ -109,4 +111,6 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
         function = getattr(loaded, f"tfgen_blocksparse_{name}_cpu")
         function.argtypes = [ctypes.POINTER(struct), ctypes.c_int64, ctypes.c_int64]
         function.restype = None
+    loaded.tfgen_test_forward_pairs.argtypes = loaded.tfgen_blocksparse_forward_cpu.argtypes
+    loaded.tfgen_test_forward_pairs.restype = None
     return loaded

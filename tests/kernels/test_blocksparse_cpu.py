@@ -26,7 +26,7 @@ from tests.seeds import SEED
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 DTYPES = {"float32": build.FLOAT32, "bfloat16": build.BFLOAT16, "float16": build.FLOAT16}
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # each can do what those before it can
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Case:
     per_head: bool = False
     density: float = 0.6
     partial: float = 0.5
+    group: int = 0  # blocks of a group, unless 0: those of different groups are not kept
     dtype: str = "float32"
     magnitude: float = 1.0  # of the scores
 
@@ -75,6 +76,10 @@ CASES = {
     "dense": Case(density=1.0, partial=0.0, blocks=5),
     "large_logits": Case(magnitude=3e3, blocks=5),  # up to 1.5e4: the naive version in float16 must not overflow
     "small_logits": Case(magnitude=1e-4, blocks=5),
+    "groups_of_1": Case(group=1, density=1.0, stride=8, blocks=8, batch=2, heads=3, key_size=40, value_size=59),
+    "groups_of_2": Case(group=2, density=1.0, blocks=6, blocksize=64, key_size=17, value_size=33),
+    "groups_of_3": Case(group=3, blocks=12, stride=4, blocksize=16, heads=3, per_head=True, batch=2),
+    "groups_of_4": Case(group=4, blocks=16, stride=4, blocksize=8, key_size=111, value_size=7, density=0.8),
 }
 
 
@@ -100,6 +105,10 @@ def random_keep(case: Case, rng: np.random.Generator) -> np.ndarray:
     grid = (layouts, case.blocks, 1, case.blocks, 1)
     inside = (layouts, case.blocks, case.blocksize, case.blocks, case.blocksize)
     kept = rng.random(grid) < case.density
+    if case.group:
+        groups = np.arange(case.blocks) // case.group
+        kept &= (groups[:, None] == groups)[:, None, :, None]
+        kept[:, : case.group, :, : case.group] = True  # with one group whole, no smaller groups fit
     whole = rng.random(grid) >= case.partial
     # Rows of a mask, too, are sparse or dense, so that some queries keep nothing in a block that others need.
     elements = rng.random(inside) < rng.choice([0.0, 0.3, 1.0], inside[:4])[..., None]
@@ -130,9 +139,22 @@ def c_lists(lists: BlockLists) -> build.Lists:
 
 
 def run(
-    kernels: ctypes.CDLL, case: Case, inputs: list[np.ndarray], keep: np.ndarray, cuts: tuple[float, ...] = ()
+    kernels: ctypes.CDLL,
+    case: Case,
+    inputs: list[np.ndarray],
+    keep: np.ndarray,
+    cuts: tuple[float, ...] = (),
+    by_group: bool = False,
+    pairs: bool = False,
 ) -> Result:
-    """Forward and backward by the kernels. `keep` is in kernel order; `cuts` split the units, as threads would."""
+    """Forward and backward by the kernels.
+
+    Args:
+      keep: in kernel order.
+      cuts: where to split the units, as threads would.
+      by_group: the backward pass of layouts that fall into groups, in one pass; otherwise in two.
+      pairs: the forward pass of bfloat16 without the instructions for it, by the same code.
+    """
     q, k, v, dout = inputs
     shape = build.Shape(
         case.batch, case.heads, case.length, case.key_size, case.value_size,
@@ -148,12 +170,17 @@ def run(
     )
     units = kernels.tfgen_blocksparse_units(shape)
     assert units == case.batch * case.heads * case.blocks
-    limits = [0, *(round(cut * units) for cut in cuts), units]
-    for function, args in (
-        (kernels.tfgen_blocksparse_forward_cpu, forward),
-        (kernels.tfgen_blocksparse_backward_query_cpu, backward),
-        (kernels.tfgen_blocksparse_backward_key_cpu, backward),
-    ):
+    passes = [
+        (kernels.tfgen_test_forward_pairs if pairs else kernels.tfgen_blocksparse_forward_cpu, forward, units),
+        (kernels.tfgen_blocksparse_backward_query_cpu, backward, units),
+        (kernels.tfgen_blocksparse_backward_key_cpu, backward, units),
+    ]
+    if by_group:
+        group = kernels.tfgen_blocksparse_group_blocks(shape, backward.rows)
+        assert group > 0, "the layout does not fall into groups"
+        passes[1:] = [(kernels.tfgen_blocksparse_backward_group_cpu, backward, units // group)]
+    for function, args, count in passes:
+        limits = [0, *(round(cut * count) for cut in cuts), count]
         for first, last in reversed(list(itertools.pairwise(limits))):
             function(args, first, last)
     return Result(out, lse, dq, dk, dv)
@@ -206,15 +233,64 @@ def test_against_float64(kernels, rng, name, dtype):
     check(case, inputs, keep, run(kernels, case, inputs, keep))
 
 
-@pytest.mark.parametrize("name", ["batch_and_odd_widths", "strided", "blocks_of_8", "blocks_of_128", "per_head"])
-def test_ranges_of_units_do_not_change_a_bit(kernels, rng, name):
-    case = CASES[name]
+GROUPED = [name for name, case in CASES.items() if case.group]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", GROUPED)
+def test_one_backward_pass_by_groups(kernels, rng, name, dtype):
+    case = dataclasses.replace(CASES[name], dtype=dtype)
     inputs, keep = random_inputs(case, rng), random_keep(case, rng)
-    whole = run(kernels, case, inputs, keep)
+    check(case, inputs, keep, run(kernels, case, inputs, keep, by_group=True))
+
+
+def test_groups_are_found(kernels):
+    def found(layout: np.ndarray, blocksize: int) -> int:
+        keep = np.repeat(np.repeat(layout, blocksize, 1), blocksize, 2)
+        shape = build.Shape(1, layout.shape[0], keep.shape[1], 8, 8, blocksize, 1, build.FLOAT32, 1.0)
+        lists = block_lists(keep, blocksize)
+        return kernels.tfgen_blocksparse_group_blocks(shape, c_lists(lists))
+
+    def squares(blocks: int, side: int) -> np.ndarray:
+        group = np.arange(blocks) // side
+        return group[:, None] == group
+
+    for side in (1, 2, 3, 4, 6, 12):
+        layout = squares(12, side)[None]
+        assert found(layout, 16) == side
+        assert found(np.tril(layout), 16) == side
+    assert found(np.zeros([1, 5, 5], bool), 32) == 1
+    assert found(squares(10, 4)[None], 8) == 10, "groups of one size, or else all blocks"
+    assert found(squares(8, 8)[None], 32) == 8
+    assert found(squares(8, 8)[None], 64) == 0, "512 rows are too many for a unit"
+    assert found(np.stack([squares(6, 2), squares(6, 3)]), 8) == 6, "one group fits all heads"
+    one_outside = squares(64, 2)
+    one_outside[63, 0] = True
+    assert found(one_outside[None], 8) == 0
+
+
+@pytest.mark.parametrize("name", ["batch_and_odd_widths", "strided", "blocks_of_8", "blocks_of_128", "per_head", *GROUPED])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ranges_of_units_do_not_change_a_bit(kernels, rng, name, dtype):
+    case = dataclasses.replace(CASES[name], dtype=dtype)
+    inputs, keep = random_inputs(case, rng), random_keep(case, rng)
+    by_group = case.group > 0
+    whole = run(kernels, case, inputs, keep, by_group=by_group)
     for cuts in ((0.5,), (0.2, 0.25, 0.9), tuple(i / 7 for i in range(1, 7))):
-        split = run(kernels, case, inputs, keep, cuts)
+        split = run(kernels, case, inputs, keep, cuts, by_group)
         for field in dataclasses.fields(Result):
             np.testing.assert_array_equal(getattr(split, field.name), getattr(whole, field.name), field.name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_by_pairs(kernels, rng, name):
+    case = dataclasses.replace(CASES[name], dtype="bfloat16")
+    inputs, keep = random_inputs(case, rng), random_keep(case, rng)
+    found = run(kernels, case, inputs, keep, pairs=True)
+    check(case, inputs, keep, found)
+    # The products are exact and summed in float32: the results are those of the other forms but for a few roundings.
+    other = run(kernels, case, inputs, keep)
+    np.testing.assert_allclose(found.lse, other.lse, rtol=1e-5, atol=1e-5 * case.magnitude)
 
 
 def test_rows_longer_than_the_cache_of_copied_blocks(kernels, rng):
@@ -328,6 +404,8 @@ def main() -> None:
         print(name, dtype, f"TFGEN_TEST_SEED={SEED}")
         inputs, keep = random_inputs(case, rng), random_keep(case, rng)
         check(case, inputs, keep, run(kernels, case, inputs, keep))
+        if case.group:
+            check(case, inputs, keep, run(kernels, case, inputs, keep, by_group=True))
     for dtype, sizes in itertools.product(DTYPES, DECODE_SIZES):
         print("decode", dtype, sizes, f"TFGEN_TEST_SEED={SEED}")
         check_decode(kernels, np.random.default_rng(SEED), numpy_dtype(dtype), *sizes)
