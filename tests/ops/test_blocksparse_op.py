@@ -107,14 +107,47 @@ def test_the_reference_has_the_gradient_of_finite_differences(mode):
         np.testing.assert_allclose(a, n, atol=1e-8)
 
 
+@pytest.mark.parametrize("mode", ["b", "bT"])  # the backward pass in two steps and in one
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
-def test_the_same_bits_every_time(dtype):
-    pattern = Pattern("b", 384, 96, 32)
+def test_the_same_bits_every_time(mode, dtype):
+    pattern = Pattern(mode, 384, 96 if mode == "b" else 12, 32)
     arrays = fresh((3, 384, 4 * 16), 4 * 16)
     runs = [output_and_gradients(lambda *x: attention(*x, pattern, 4), arrays, dtype) for _ in range(3)]
     for again in runs[1:]:
         for one, two in zip(runs[0], again, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+BITS = """
+import hashlib, sys
+import numpy as np, tensorflow as tf
+from tfgen.ops.blocksparse import Pattern, attention
+
+tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[1]))
+random = np.random.RandomState(0)
+arrays = [random.normal(size=(2, 384, width)) for width in (64, 64, 96)]
+for dtype in (tf.float32, tf.bfloat16):
+    q, k, v = (tf.cast(x, dtype) for x in arrays)
+    for pattern in (Pattern("b", 384, 96, 32), Pattern("bT", 384, 12, 32), Pattern("bT", 384, 4, 16)):
+        with tf.GradientTape() as tape:
+            tape.watch([q, k, v])
+            out = attention(q, k, v, pattern, 4)
+        bits = [tf.cast(x, tf.float32).numpy().tobytes() for x in (out, *tape.gradient(out, [q, k, v]))]
+        print(dtype.name, pattern.mode, hashlib.sha256(b"".join(bits)).hexdigest())
+"""
+
+
+def test_the_same_bits_on_any_number_of_threads():
+    def bits(threads: int) -> str:
+        command = [sys.executable, "-c", BITS, str(threads)]
+        return subprocess.run(
+            command, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, check=True
+        ).stdout
+
+    alone = bits(1)
+    assert len(set(alone.splitlines())) == 6
+    for threads in (2, 5):
+        assert bits(threads) == alone
 
 
 def test_a_sample_does_not_depend_on_its_batch():
