@@ -2,9 +2,14 @@
 
 Prints one JSON line a case. All forms are timed in one process and in turns, so that a busy machine is busy for all of
 them; times are medians in milliseconds, of the forward pass and of forward and backward together. `ratio` is how many
-times faster the operation is than dense attention. Bytes are those that any form must move (arguments and results),
+times faster the operation is than dense attention, `ratio_to_reference` than the plain-TensorFlow form of the pattern;
+a random layout has none but the dense one. Dense attention on 16-bit arguments runs in their dtype and, under
+"dense_float32", in float32: `ratio` is to the faster. Bytes are those that any form must move (arguments and results),
 floating point operations those of the kept blocks (2 products forward, 5 backward); both are given per second and as a
-share of what this machine reaches in copying and in multiplying float32 matrices.
+share of what this machine reaches in copying and in multiplying float32 matrices. `extra_memory_share` is the
+operation's peak extra memory as a share of that of the thriftier dense form. Everything, which takes long:
+
+    python -m benchmarks.attention --dtype all --memory
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+DTYPES = ("float32", "bfloat16", "float16")
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
 
@@ -58,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention", description=__doc__.splitlines()[0])
     parser.add_argument("--cases", default="", help="only those whose name contains this; default: all")
     parser.add_argument("--rounds", type=int, default=7, help="timings of every form, after one to warm up")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--dtype", choices=(*DTYPES, "all"), default="float32")
     parser.add_argument("--memory", action="store_true", help="also the peak extra memory, in a process for each form")
     parser.add_argument("--memory_of", default="", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -71,13 +77,14 @@ def main(argv: list[str] | None = None) -> int:
     if options.memory_of:
         (case,) = (case for case in (*PUBLISHED, *SWEEP) if case.name == options.cases)
         form = options.memory_of.removesuffix("_gradients")
-        calls = calls_of(case, options.dtype, {form: forms_of(case)[0][form]})
+        calls = calls_of(case, options.dtype, {form: forms_of(case, options.dtype)[0][form]})
         print(peak_of_first_call(calls[options.memory_of]))
         return 0
     ceilings = measured_ceilings()
-    for case in (*PUBLISHED, *SWEEP):
-        if options.cases in case.name:
-            print(json.dumps(measure(case, options.dtype, options.rounds, options.memory, ceilings)), flush=True)
+    for dtype in DTYPES if options.dtype == "all" else (options.dtype,):
+        for case in (*PUBLISHED, *SWEEP):
+            if options.cases in case.name:
+                print(json.dumps(measure(case, dtype, options.rounds, options.memory, ceilings)), flush=True)
     return 0
 
 
@@ -105,7 +112,10 @@ def measure(case: Case, dtype: str, rounds: int, memory: bool, ceilings: tuple[f
     """The record of one case."""
     import tensorflow as tf
 
-    forms, entries, size = forms_of(case)
+    from tfgen.ops import library
+
+    forms, entries, size = forms_of(case, dtype)
+    dense = [name for name in forms if name.startswith("dense")]
     seconds = timed(calls_of(case, dtype, forms), rounds)
     features = features_of(case)
     blocks, rows = (case.length // size) ** 2, case.batch * case.length
@@ -118,6 +128,7 @@ def measure(case: Case, dtype: str, rounds: int, memory: bool, ceilings: tuple[f
     both_flops = forward_flops + work * (3 * case.key_size + 2 * case.value_size)
     record = {"benchmark": "attention", "dtype": dtype} | dataclasses.asdict(case)
     record |= {"blocksize": size, "blocks": entries, "density": round(entries / blocks, 4)}
+    record["instructions"] = library.loaded().instructions
     for kind, suffix, count, flops in (
         ("forward", "", forward_bytes, forward_flops),
         ("forward_backward", "_gradients", both_bytes, both_flops),
@@ -125,19 +136,22 @@ def measure(case: Case, dtype: str, rounds: int, memory: bool, ceilings: tuple[f
         taken = seconds["operation" + suffix]
         record[kind] = {
             **{f"{name}_ms": round(1e3 * seconds[name + suffix], 3) for name in forms},
-            "ratio": round(seconds["dense" + suffix] / taken, 2),
+            "ratio": round(min(seconds[name + suffix] for name in dense) / taken, 2),
             "gbytes_per_s": round(count / taken / 1e9, 2),
             "share_of_copy": round(count / taken / ceilings[0], 3),
             "gflops_per_s": round(flops / taken / 1e9, 2),
             "share_of_sgemm": round(flops / taken / ceilings[1], 3),
         }
+        if "reference" in forms:
+            record[kind]["ratio_to_reference"] = round(seconds["reference" + suffix] / taken, 2)
         if memory:
             peaks = {name: peak_extra_memory(case, dtype, name + suffix) for name in forms}
             record[kind]["peak_extra_mib"] = {name: round(peak / 2**20, 1) for name, peak in peaks.items()}
+            record[kind]["extra_memory_share"] = round(peaks["operation"] / min(peaks[name] for name in dense), 3)
     return record
 
 
-def forms_of(case: Case) -> tuple[dict[str, Callable], int, int]:
+def forms_of(case: Case, dtype: str) -> tuple[dict[str, Callable], int, int]:
     """The forms of one layer by name, its number of kept blocks (of a head), and their side."""
     import tensorflow as tf
 
@@ -157,13 +171,20 @@ def forms_of(case: Case) -> tuple[dict[str, Callable], int, int]:
 
         return form
 
+    def in_float32(form: Callable) -> Callable:
+        return lambda *tensors: tf.cast(form(*(tf.cast(x, tf.float32) for x in tensors)), dtype)
+
+    def dense_forms(mask: tf.Tensor) -> dict[str, Callable]:
+        forms = {"dense": dense(mask)}
+        return forms if dtype == "float32" else forms | {"dense_float32": in_float32(dense(mask))}
+
     if case.mode == "random":
         layout = np.random.RandomState(1).rand(*[case.length // case.blocksize] * 2) < case.density
         np.fill_diagonal(layout, True)  # no empty row
         lists = from_layout(layout, case.blocksize)
         return {
             "operation": lambda q, k, v: blocksparse.block_sparse_attention(q, k, v, lists, heads),
-            "dense": dense(tf.constant(lists.mask()[0])),
+            **dense_forms(tf.constant(lists.mask()[0])),
         }, lists.entries, case.blocksize  # fmt: skip
 
     pattern = blocksparse.Pattern(case.mode, case.length, case.window or case.length, case.blocksize).block_form()
@@ -171,7 +192,7 @@ def forms_of(case: Case) -> tuple[dict[str, Callable], int, int]:
     return {
         "operation": lambda q, k, v: blocksparse.attention(q, k, v, pattern, heads),
         "reference": lambda q, k, v: blocksparse.reference_attention(q, k, v, pattern, heads),
-        "dense": dense(tf.constant(pattern.token_mask())),
+        **dense_forms(tf.constant(pattern.token_mask())),
     }, pattern.block_lists().entries, pattern.blocksize  # fmt: skip
 
 

@@ -61,9 +61,9 @@ void tfgen_blocksparse_forward_cpu(const struct TfgenBlocksparseForward* args, i
 // Pass 1: delta and dq, by query block. Pass 2, after all of pass 1: dk and dv, by key block.
 void tfgen_blocksparse_backward_query_cpu(const struct TfgenBlocksparseBackward* args, int64_t first, int64_t last);
 void tfgen_blocksparse_backward_key_cpu(const struct TfgenBlocksparseBackward* args, int64_t first, int64_t last);
-// Where the layout falls into groups of g neighbouring block rows that share no block (strided and chunked patterns), g;
-// otherwise 0. Such a layout may take one pass instead of two, which computes the scores once. Its units are the groups:
-// B * H * n / g. It writes everything but delta.
+// Where the layout falls into groups of g neighbouring block rows that share no block (strided and chunked patterns):
+// g; otherwise 0. Such a layout may take one pass instead of two, which computes the scores once. Its units are the
+// groups: B * H * n / g. It writes everything but delta.
 int64_t tfgen_blocksparse_group_blocks(const struct TfgenBlocksparseShape* shape,
                                        const struct TfgenBlocksparseLists* rows);
 void tfgen_blocksparse_backward_group_cpu(const struct TfgenBlocksparseBackward* args, int64_t first, int64_t last);

@@ -32,8 +32,8 @@ Isa best_isa() {
   return kPortable;
 }
 
-// The environment variable TFGEN_CPU_ISA (portable, avx2, avx512 or avx512_bf16) lowers the choice, for tests and for comparing
-// machines. It cannot raise it above what the machine has.
+// The environment variable TFGEN_CPU_ISA (portable, avx2, avx512 or avx512_bf16) lowers the choice, for tests and for
+// comparing machines. It cannot raise it above what the machine has.
 Isa choose_isa() {
   const Isa best = best_isa();
   const char* wanted = getenv("TFGEN_CPU_ISA");

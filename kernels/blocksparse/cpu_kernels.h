@@ -291,8 +291,8 @@ void backward_key_range(const TfgenBlocksparseBackward& args, int64_t first, int
   }
 }
 
-// Both passes at once, for a group of blocks that shares no block with others. Lanes are queries; the sums that belong to
-// keys gather as rows in memory, which holds them for a whole group.
+// Both passes at once, for a group of block rows that shares no block with others. Lanes are queries; the sums that
+// belong to keys gather as rows in memory, which holds them for a whole group.
 template <class E, int kGroup>
 void backward_group_range(const TfgenBlocksparseBackward& args, int64_t first, int64_t last) {
   const TfgenBlocksparseShape& shape = args.shape;

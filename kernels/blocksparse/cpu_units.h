@@ -77,9 +77,9 @@ struct Workspace {
   int64_t* copied;  // [copy_count], which block a copy holds; -1 for none
 };
 
-// Floats of the copy of one block: a row of keys (queries), a row of values (gradients), two statistics for each row. The
-// last 16 floats keep the copies from lying at multiples of 4096 bytes, where they would compete for the same lines of
-// the L1 cache.
+// Floats of the copy of one block: a row of keys (queries), a row of values (gradients), two statistics for each row.
+// The last 16 floats keep the copies from lying at multiples of 4096 bytes, where they would compete for the same lines
+// of the L1 cache.
 TFGEN_INLINE int64_t floats_of_copy(const TfgenBlocksparseShape& shape) {
   const int64_t row_floats = round_up(shape.key_size, kPadding) + round_up(shape.value_size, kPadding) + 2;
   return round_up(shape.blocksize * row_floats, kPadding) + 16;
@@ -151,11 +151,11 @@ struct Unit {
   int32_t first_entry, last_entry;
 };
 
-// The order of units: batch, group of heads, group of blocks, head within its group, block within its group. The rows of
-// neighbouring heads share cache lines and pages of memory, so that many heads together are best, as long as the copies
-// of the blocks that one block row lists last until the next one for every head of the group. Groups of blocks that
-// share nothing with others (`blocks_in_group`) need their copies no longer, and all heads go together. The order does
-// not change results.
+// The order of units: batch, group of heads, group of blocks, head within its group, block within its group. The rows
+// of neighbouring heads share cache lines and pages of memory, so that many heads together are best, as long as the
+// copies of the blocks that one block row lists last until the next one for every head of the group. Groups of blocks
+// that share nothing with others (`blocks_in_group`) need their copies no longer, and all heads go together. The order
+// does not change results.
 struct UnitOrder {
   int64_t heads_together, blocks_together;
   int64_t heads_copied;  // among the heads together, those whose copies are held at the same time
