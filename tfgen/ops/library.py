@@ -33,7 +33,7 @@ class Library:
 
     Attributes:
       operations: module with one function for each operation.
-      instructions: what the CPU kernels use on this machine: "avx512", "avx2" or "portable".
+      instructions: what the CPU kernels use on this machine: "avx512_bf16", "avx512", "avx2" or "portable".
       cuda: there are kernels for GPUs in it.
     """
 
