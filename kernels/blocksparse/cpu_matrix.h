@@ -136,10 +136,14 @@ void store_rows(const HeadView<E>& view, const int64_t* tokens, int64_t count, i
 
 // The first kLanes pairs of the `count` numbers of a row of bfloat16, then zeros; reads nothing beyond them.
 TFGEN_INLINE Bits load_pairs(const uint16_t* x, int64_t count) {
-  if (count >= 2 * kLanes) return *reinterpret_cast<const UnalignedBits*>(x);
-  uint16_t padded[2 * kLanes] = {};
-  if (count > 0) memcpy(padded, x, static_cast<size_t>(count) * sizeof(padded[0]));
-  return *reinterpret_cast<const UnalignedBits*>(padded);
+  Bits pairs = {};
+  // By memcpy: a row after one of odd width begins at any multiple of 2 bytes.
+  if (count >= 2 * kLanes) {
+    memcpy(&pairs, x, sizeof(pairs));
+  } else {
+    memcpy(&pairs, x, static_cast<size_t>(count) * sizeof(*x));
+  }
+  return pairs;
 }
 
 // rows[i][d] = numbers 2 d and 2 d + 1 of tensor[tokens[i]], zeros beyond D; a pair in the place of a float.

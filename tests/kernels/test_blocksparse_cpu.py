@@ -285,7 +285,8 @@ def test_ranges_of_units_do_not_change_a_bit(kernels, rng, name, dtype):
             np.testing.assert_array_equal(getattr(split, field.name), getattr(whole, field.name), field.name)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Vectors are 16 lanes wide; blocks of 8 rows are left to AVX2's kernels wherever the instructions are.
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.blocksize >= 16])
 def test_bfloat16_by_pairs(kernels, rng, name):
     case = dataclasses.replace(CASES[name], dtype="bfloat16")
     inputs, keep = random_inputs(case, rng), random_keep(case, rng)
