@@ -27,6 +27,7 @@ from tfgen.systems.vdvae.network import VDVAE, Bottleneck, Convolution
 from tfgen.training.optimizers import AdamW
 
 Layout = Literal["kernel", "bias", "state", "gain"]
+Values = list[tuple[tf.Variable, np.ndarray]]  # what variables are to be set to
 
 WEIGHTS, AVERAGES, OPTIMIZER, LOG = "-model.th", "-model-ema.th", "-opt.th", "-log.jsonl"
 
@@ -97,7 +98,12 @@ def to_original(array: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def assign(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[tf.Variable], where: str) -> None:
-    """Sets `targets` to named arrays of the original; all of them, or, on an error, none.
+    """Sets `targets` to named arrays of the original; all of them, or, on an error, none. See `matched`."""
+    _set(matched(network, arrays, targets, where))
+
+
+def matched(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[tf.Variable], where: str) -> Values:
+    """The named arrays of the original that belong to `targets`, as these hold them.
 
     Args:
       network: says names and layouts.
@@ -132,8 +138,12 @@ def assign(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[t
     if types:
         raise CheckpointError(f"{where}: {types[0]} has type {arrays[types[0]].dtype}, expected float32")
     position = {variable.ref(): index for index, variable in enumerate(network.trainable_variables)}
-    for item in named:
-        targets[position[item.variable.ref()]].assign(to_ours(arrays[item.name], item.layout))
+    return [(targets[position[item.variable.ref()]], to_ours(arrays[item.name], item.layout)) for item in named]
+
+
+def _set(values: Values) -> None:
+    for variable, value in values:
+        variable.assign(value)
 
 
 def read_weights(path: str) -> dict[str, np.ndarray]:
@@ -145,8 +155,8 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
     return torch_file.state_dict(path, prefix="module.")
 
 
-def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> None:
-    """Sets a built `AdamW` to the moments and the number of updates of a `-opt.th` file; everything or nothing.
+def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> Values:
+    """The moments and the number of updates of a `-opt.th` file, and the variables of a built `AdamW` they belong to.
 
     Raises:
       CheckpointError: the file holds no AdamW state, or one of another network.
@@ -154,30 +164,30 @@ def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> None:
     """
     if not isinstance(optimizer, AdamW):
         raise CheckpointError(f"{path} holds AdamW moments, but the optimizer is {type(optimizer).__name__}")
-    saved = torch_file.load(path)
-    groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
-    if not groups or not isinstance(saved.get("state"), Mapping) or "step" not in groups[0]:
-        raise CheckpointError(f"{path} is no optimizer file: expected 'state' and 'param_groups' with a 'step'")
+    match torch_file.load(path):
+        case {"state": dict(state), "param_groups": [{"step": int(updates)}, *_]}:
+            pass
+        case _:
+            raise CheckpointError(f"{path} is no optimizer file: expected 'state' and 'param_groups' with a 'step'")
     named = variables(network)
-    state = saved["state"]
     if len(state) not in (0, len(named)):
         raise CheckpointError(
             f"{path} has moments of {len(state)} tensors, expected {len(named)}: is it of this network?"
         )
-    values: list[tuple[tf.Variable, np.ndarray]] = []
+    values: Values = [(optimizer.updates, np.int64(updates))]
     position = {variable.ref(): index for index, variable in enumerate(network.trainable_variables)}
     for index, item in enumerate(named if state else ()):
         for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
-            array = state.get(index, {}).get(key)
-            if not isinstance(array, np.ndarray) or array.shape != item.shape:
-                found = list(array.shape) if isinstance(array, np.ndarray) else "nothing"
+            entry = state.get(index)
+            array = entry.get(key) if isinstance(entry, dict) else None
+            is_array = isinstance(array, np.ndarray)
+            if not is_array or array.shape != item.shape or array.dtype != np.float32:
+                found = f"{array.dtype} {list(array.shape)}" if is_array else "nothing"
                 raise CheckpointError(
-                    f"{path}: {key} of tensor {index} ({item.name}) is {found}, expected {list(item.shape)}"
+                    f"{path}: {key} of tensor {index} ({item.name}) is {found}, expected float32 {list(item.shape)}"
                 )
             values.append((moments[position[item.variable.ref()]], to_ours(array, item.layout)))
-    for variable, value in values:
-        variable.assign(value)
-    optimizer.updates.assign(int(groups[0]["step"]))
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +213,8 @@ def read_log(path: str) -> LogPosition:
     if not pathlib.Path(path).is_file():
         raise CheckpointError(f"{path} does not exist; expected the -log.jsonl of a checkpoint of the original code")
     epoch, step, best = -1, -1, math.inf
-    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    # What is not UTF-8 is no JSON either, and is found where it stands.
+    for number, line in enumerate(pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
             record = json.loads(line)
             kind = record.get("type")
@@ -260,15 +271,16 @@ def load_into(files: Files, network: VDVAE, averages: Sequence[tf.Variable], opt
       optimizer: a built `AdamW`.
 
     Raises:
-      CheckpointError, torch_file.TorchFileError: a file is damaged or does not fit. Nothing that was saved changes.
+      CheckpointError, torch_file.TorchFileError: a file is damaged or does not fit. No variable has changed then.
     """
     position = read_log(files.log) if files.log else None
     weights = read_weights(files.weights or files.averages)
     averaged = read_weights(files.averages) if files.averages else weights
-    assign(network, weights, network.trainable_variables, files.weights or files.averages)
-    assign(network, averaged, averages, files.averages or files.weights)
+    values = matched(network, weights, network.trainable_variables, files.weights or files.averages)
+    values += matched(network, averaged, averages, files.averages or files.weights)
     if files.optimizer:
-        read_optimizer(files.optimizer, network, optimizer)
+        values += read_optimizer(files.optimizer, network, optimizer)
+    _set(values)  # only now that all files fit
     if position is not None:
         return position.step
     return int(optimizer.updates) if files.optimizer else 0
