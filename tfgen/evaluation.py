@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfgen.data.errors import DataError
 from tfgen.data.pipeline import EvaluationBatches
 from tfgen.data.source import Source
 from tfgen.distribute import Ranks
@@ -30,8 +31,14 @@ def evaluate(
     Args:
       batch_size: images per rank and forward pass.
       limit: evaluate this many images at most, the first ones.
+
+    Raises:
+      DataError: there is no image.
     """
     batches = EvaluationBatches(source, batch_size, ranks.rank, ranks.size, limit)
+    if not batches.count:
+        asked = "" if limit is None else f", of which {limit} were asked for"
+        raise DataError(f"nothing to evaluate: {source.name} has {len(source)} images{asked}; expected at least 1")
     result = system.evaluate(batches, options, folder)
     examples = result.pop("examples")
     # float64 on the wire: a float32 sum over many images would lose digits that bits per dimension are quoted to.

@@ -1,0 +1,193 @@
+"""Bounds of images: the formula, several importance samples, what they depend on, sets of all sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.systems.vdvae import small
+from tfgen import evaluation
+from tfgen.data.errors import DataError
+from tfgen.data.source import Subset
+from tfgen.distribute import Ranks
+from tfgen.likelihood import logistic_mixture
+from tfgen.randomness import Key
+from tfgen.systems.vdvae.evaluation import EvaluateOptions
+from tfgen.systems.vdvae.sampling import latent_noise
+
+ONE = EvaluateOptions()
+
+
+@pytest.fixture(scope="module")
+def system():
+    return small.system(rate_per_resolution=True)
+
+
+def evaluate(system, folder, count=7, batch_size=3, options=ONE, limit=None):
+    return evaluation.evaluate(system, small.source(count), batch_size, Ranks(), options, folder, limit)
+
+
+def close(one: dict[str, float], two: dict[str, float]) -> bool:
+    return one.keys() == two.keys() and all(np.isclose(one[name], two[name], rtol=1e-5, atol=1e-6) for name in one)
+
+
+# One draw ------------------------------------------------------------------------------------------------
+
+
+def test_the_bound_is_the_formula(system):
+    """Negative log-likelihood of the head plus the KLs, in nats per sub-pixel, for each image."""
+    images = small.images(4)
+    inputs, targets = system.preprocessing.input_and_target(tf.constant(images))
+    noise = latent_noise(Key.create(9, "evaluation", first_sample=20).fold(0))
+    inferred = system.network.infer(inputs, noise)
+    parameters = system.network.mixture_parameters(inferred.features)
+    log_prob = logistic_mixture.log_prob(parameters, targets).numpy().astype(np.float64)
+    distortion = -log_prob.sum(axis=(1, 2)) / 192
+    rates = [kl.numpy().astype(np.float64).sum(axis=(1, 2, 3)) / 192 for kl in inferred.kls]
+    found = system._evaluator.image_metrics(images, 20, EvaluateOptions(noise_seed=9))
+    expected = {
+        "distortion": distortion, "rate": sum(rates), "elbo": distortion + sum(rates),
+        "bits_per_dim_bound": (distortion + sum(rates)) / np.log(2), "non_finite": np.zeros(4),
+        "rate_at_1": rates[0], "rate_at_4": rates[1], "rate_at_8": rates[2],
+    }  # fmt: skip
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_five_bit_images_have_wider_buckets():
+    system = small.system(dataset="ffhq_256")
+    images = small.images(2)
+    inputs, targets = system.preprocessing.input_and_target(tf.constant(images))
+    inferred = system.network.infer(inputs, latent_noise(Key.create(0, "evaluation").fold(0)))
+    parameters = system.network.mixture_parameters(inferred.features)
+    found = system._evaluator.image_metrics(images, 0, ONE)["distortion"]
+    log_prob = logistic_mixture.log_prob(parameters, targets, logistic_mixture.FIVE_BIT)
+    np.testing.assert_allclose(found, -tf.reduce_sum(log_prob, axis=[1, 2]) / 192, rtol=1e-5)
+
+
+# Several draws -------------------------------------------------------------------------------------------
+
+
+def test_the_importance_weighted_bound_is_the_formula(system):
+    images, dims = small.images(3), 192
+    found = system._evaluator.image_metrics(images, 0, EvaluateOptions(importance_samples=4))
+    inputs, targets = system.preprocessing.input_and_target(tf.constant(images))
+    weights = []
+    for draw in range(4):
+        noise = latent_noise(Key.create(0, "evaluation").fold(draw))
+        bound = system.bound(inputs, targets, noise, sampled_kl=True)
+        weights.append(-dims * (bound.distortion + bound.rate).numpy().astype(np.float64))
+    top = np.max(weights, axis=0)
+    expected = -(top + np.log(np.mean(np.exp(np.array(weights) - top), axis=0))) / dims
+    np.testing.assert_allclose(found["iw_elbo"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["iw_bits_per_dim_bound"], expected / np.log(2), rtol=1e-5)
+    # At least as tight as the mean of the bounds that it combines (Jensen), at most log K tighter than the best.
+    assert (found["iw_elbo"] <= -np.mean(weights, axis=0) / dims + 1e-9).all()
+    assert (found["iw_elbo"] >= -top / dims - 1e-9).all()
+
+
+def test_more_samples_give_a_tighter_bound_on_average(system, tmp_path):
+    def result(samples):
+        return evaluate(system, tmp_path, 12, 12, EvaluateOptions(importance_samples=samples))
+
+    two, many = result(2), result(16)
+    assert many["iw_elbo"] < two["iw_elbo"] < two["elbo"]
+    assert many["elbo"] == two["elbo"]
+    assert many["iw_bits_per_dim_bound"] == pytest.approx(many["iw_elbo"] / np.log(2))
+
+
+def test_the_bound_converges_to_a_known_likelihood():
+    """With latents that do not reach the features p(x | z) is p(x): the likelihood is known, and the KL is the gap."""
+    system = small.system()
+    for block in system.network.decoder_blocks:
+        block.projection.kernel.assign(tf.zeros_like(block.projection.kernel))
+        # Posteriors a little beside their priors: weights that 64 draws average well.
+        for layer in (block.posterior, block.prior):
+            layer.c4.kernel.assign(0.5 * layer.c4.kernel)
+            layer.c4.bias.assign(0.5 * layer.c4.bias)
+    images = small.images(4)
+    found = {
+        samples: system._evaluator.image_metrics(images, 0, EvaluateOptions(importance_samples=samples))
+        for samples in (2, 64)
+    }
+    truth, rate = found[2]["distortion"], found[2]["rate"]
+    assert (rate * 192 > 0.5).all()
+    np.testing.assert_allclose(found[2]["elbo"], truth + rate, rtol=1e-6)
+    errors = {samples: np.abs(metrics["iw_elbo"] - truth) for samples, metrics in found.items()}
+    assert (errors[64] < 0.5 * rate).all()
+    assert errors[64].mean() < 0.15 * rate.mean()
+    assert errors[64].mean() < errors[2].mean()
+
+
+# What a result depends on --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_the_batch_size_does_not_matter(system, tmp_path, samples):
+    """Nor does a last batch that is not full: every image counts once."""
+    options = EvaluateOptions(importance_samples=samples)
+    whole = evaluate(system, tmp_path, 7, 7, options)
+    assert whole["examples"] == 7
+    images = small.images(7)
+    each = [system._evaluator.image_metrics(images[i : i + 1], i, options) for i in range(7)]
+    assert close({name: np.mean([one[name][0] for one in each]) for name in each[0]} | {"examples": 7}, whole)
+    for batch_size in (2, 3, 100):
+        assert close(evaluate(system, tmp_path, 7, batch_size, options), whole)
+
+
+def test_a_set_smaller_than_a_batch(system, tmp_path):
+    found = evaluate(system, tmp_path, count=2, batch_size=16)
+    assert found["examples"] == 2
+    assert close(found, evaluate(system, tmp_path, count=7, batch_size=1, limit=2))
+
+
+class OneOfThree(Ranks):
+    """A rank of three, one after the other in this process; the last one gets the sums of all."""
+
+    size = 3
+
+    def __init__(self, rank: int, sums: list[tf.Tensor]):
+        self.rank, self.sums = rank, sums
+
+    def sum(self, tensor):
+        self.sums.append(tensor)
+        return tf.add_n(self.sums)
+
+
+@pytest.mark.parametrize("count", [4, 2])
+def test_ranks_share_the_images(system, tmp_path, count):
+    """Each counts once, also where a rank has none in the last round, or none at all."""
+    sums: list[tf.Tensor] = []
+    for rank in range(3):
+        result = evaluation.evaluate(system, small.source(count), 1, OneOfThree(rank, sums), ONE, tmp_path)
+    assert close(result, evaluate(system, tmp_path, count))
+
+
+def test_the_seed_decides(system, tmp_path):
+    first = evaluate(system, tmp_path)
+    assert evaluate(system, tmp_path) == first
+    other = evaluate(system, tmp_path, options=EvaluateOptions(noise_seed=1))
+    assert other["elbo"] != first["elbo"]
+    assert other["elbo"] == pytest.approx(first["elbo"], rel=0.2)
+
+
+def test_images_without_a_finite_bound_are_counted(system, tmp_path):
+    gain = system.network.gain.numpy()
+    try:
+        system.network.gain.assign(np.full_like(gain, np.nan))
+        found = evaluate(system, tmp_path)
+    finally:
+        system.network.gain.assign(gain)
+    assert found["non_finite"] == 1
+    assert np.isnan(found["elbo"])
+    assert evaluate(system, tmp_path)["non_finite"] == 0
+
+
+def test_an_empty_set_is_an_error_that_says_so(system, tmp_path):
+    empty = Subset(small.source(3), np.zeros(0, np.int64), "nobody")
+    with pytest.raises(DataError, match="nothing to evaluate: nobody has 0 images; expected at least 1"):
+        evaluation.evaluate(system, empty, 4, Ranks(), ONE, tmp_path)
+    with pytest.raises(DataError, match="numbers has 7 images, of which 0 were asked for"):
+        evaluate(system, tmp_path, limit=0)
