@@ -22,7 +22,7 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
       x: floating point, any shape.
 
     Returns:
-      Of the shape and dtype of `x`. Differentiable once.
+      Of the shape and dtype of `x`. Differentiable twice.
     """
     kernels = library.load() if x.dtype == tf.float32 and not _gpu_visible() else None
     return gelu_reference(x) if kernels is None else kernels.operations.tfgen_gelu(x)
@@ -33,13 +33,19 @@ def _gelu_gradient(operation: tf.Operation, upstream: tf.Tensor) -> tf.Tensor:
     return library.loaded().operations.tfgen_gelu_grad(operation.inputs[0], upstream)
 
 
+@tf.RegisterGradient("TfgenGeluGrad")
+def _gelu_second_gradient(operation: tf.Operation, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    x, first_upstream = operation.inputs
+    curvature = _density(x) * (2.0 - tf.square(x))
+    return upstream * first_upstream * curvature, library.loaded().operations.tfgen_gelu_grad(x, upstream)
+
+
 @tf.custom_gradient
 def gelu_reference(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
     """`gelu` in plain TensorFlow. TensorFlow's own would keep three intermediates; this one computes Phi again."""
 
     def gradient(upstream: tf.Tensor) -> tf.Tensor:
-        density = x.dtype.as_numpy_dtype(1.0 / math.sqrt(2.0 * math.pi)) * tf.exp(-0.5 * tf.square(x))
-        return upstream * (_distribution(x) + x * density)
+        return upstream * (_distribution(x) + x * _density(x))
 
     return x * _distribution(x), gradient
 
@@ -47,6 +53,10 @@ def gelu_reference(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Te
 def _distribution(x: tf.Tensor) -> tf.Tensor:
     # erfc, not 1 + erf, would keep the relative precision of the left tail, but has no vectorised CPU kernel.
     return 0.5 + 0.5 * tf.math.erf(x * x.dtype.as_numpy_dtype(1.0 / math.sqrt(2.0)))
+
+
+def _density(x: tf.Tensor) -> tf.Tensor:
+    return x.dtype.as_numpy_dtype(1.0 / math.sqrt(2.0 * math.pi)) * tf.exp(-0.5 * tf.square(x))
 
 
 @functools.cache
