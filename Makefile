@@ -46,8 +46,8 @@ lint: venv ## ruff and mypy
 soak: venv horovod ## What takes too long for every change: 60 kills, and the kernels on fresh inputs ten times
 	@TFGEN_KILLS=60 $(PYTHON_BIN) -m pytest -s tests/e2e/test_kill.py
 	for round in {1..10}; do
-		TFGEN_TEST_SEED=fresh $(PYTHON_BIN) -m pytest tests/kernels/test_blocksparse_cpu.py \
-			tests/kernels/test_cuda_emulated.py tests/ops/test_blocksparse_op.py
+		TFGEN_TEST_SEED=fresh $(PYTHON_BIN) -m pytest tests/kernels/test_blocksparse_cpu.py tests/kernels/test_gelu_cpu.py \
+			tests/kernels/test_cuda_emulated.py tests/ops
 	done
 
 # The sanitizers' libraries stand before all others in the process. Python never frees what it means to keep: no leaks.
@@ -56,7 +56,8 @@ asan: venv ## The tests of the CPU kernels, compiled with AddressSanitizer and U
 	@preload=$$(for name in asan ubsan; do $${CXX:-g++} -print-file-name=lib$$name.so; done | paste -sd ' ')
 	LD_PRELOAD="$$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		TFGEN_KERNEL_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g' \
-		$(PYTHON_BIN) -m pytest -p no:cacheprovider tests/kernels/test_blocksparse_cpu.py $(PYTEST_ARGS)
+		$(PYTHON_BIN) -m pytest -p no:cacheprovider tests/kernels/test_blocksparse_cpu.py tests/kernels/test_gelu_cpu.py \
+		$(PYTEST_ARGS)
 
 .PHONY: bazel-test
 bazel-test: venv horovod ## The tests as Bazel targets, with Debian's bazel-bootstrap

@@ -10,9 +10,12 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU_SOURCES = tuple(
-    f"kernels/blocksparse/blocksparse_cpu{suffix}.cc"
-    for suffix in ("", "_portable", "_avx2", "_avx512", "_avx512_bf16")
+CPU_SOURCES = (
+    *(
+        f"kernels/blocksparse/blocksparse_cpu{suffix}.cc"
+        for suffix in ("", "_portable", "_avx2", "_avx512", "_avx512_bf16")
+    ),
+    *(f"kernels/gelu/gelu_cpu{suffix}.cc" for suffix in ("", "_portable", "_avx2", "_avx512")),
 )
 TEST_SOURCES = ("tests/kernels/pairs.cc",)
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror")
@@ -40,7 +43,7 @@ def compile_cpu_kernels(folder: Path) -> Path:
     for source in (*CPU_SOURCES, *TEST_SOURCES):
         objects.append(str(folder / (Path(source).stem + ".o")))
         _run([*command, "-I.", "-c", source, "-o", objects[-1]])
-    library = folder / "libtfgen_blocksparse_cpu.so"
+    library = folder / "libtfgen_cpu.so"
     _run([*command, "-shared", *objects, "-o", str(library)])
     return library
 
@@ -113,4 +116,8 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
         function.restype = None
     loaded.tfgen_test_forward_pairs.argtypes = loaded.tfgen_blocksparse_forward_cpu.argtypes
     loaded.tfgen_test_forward_pairs.restype = None
+    for name, pointers in (("forward", 2), ("backward", 3)):
+        function = getattr(loaded, f"tfgen_gelu_{name}_cpu")
+        function.argtypes = [*[ctypes.c_void_p] * pointers, ctypes.c_int64]
+        function.restype = None
     return loaded

@@ -83,22 +83,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="session")
-def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build.compile_cpu_kernels(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture(scope="session")
-def kernels(library_path: Path) -> ctypes.CDLL:
-    return build.load_cpu_kernels(library_path)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    print(f"TFGEN_TEST_SEED={SEED}")  # pytest shows it with a failure
-    return np.random.default_rng(SEED)
-
-
 def random_keep(case: Case, rng: np.random.Generator) -> np.ndarray:
     """bool [layouts, T, T] in kernel order."""
     layouts = case.heads if case.per_head else 1

@@ -192,7 +192,7 @@ def test_layouts(layout, original, ours):
 
 def test_recorded_checkpoint():
     """Written by the original's training program. The numbers are compared in tests/parity."""
-    weights, averages, optimizer, log = recorded(
+    weights, averages, _, log = recorded(
         "vdvae", *(f"checkpoint/latest{end}" for end in ("-model.th", "-model-ema.th", "-opt.th", "-log.jsonl"))
     )
     records = [json.loads(line) for line in log.read_text().splitlines()]

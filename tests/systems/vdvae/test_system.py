@@ -140,7 +140,7 @@ def test_the_first_step_of_a_warmup_changes_no_weight():
     assert int(trainer.state.optimizer.updates) == 1
     assert all(moment.numpy().any() for moment in trainer.state.optimizer.first_moments)
     assert [trainer.step()["learning_rate"] for _ in range(3)] == pytest.approx([0.05, 0.1, 0.1])
-    assert any((one != two.numpy()).any() for one, two in zip(weights, trainer.system.network.trainable_variables))
+    assert (weights[0] != trainer.system.network.trainable_variables[0].numpy()).any()
 
 
 @pytest.mark.usefixtures("_eager")

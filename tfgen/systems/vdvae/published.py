@@ -174,18 +174,16 @@ def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> Values:
         raise CheckpointError(
             f"{path} has moments of {len(state)} tensors, expected {len(named)}: is it of this network?"
         )
-    values: Values = [(optimizer.updates, np.int64(updates))]
+    values: Values = [(optimizer.updates, np.asarray(updates, np.int64))]
     position = {variable.ref(): index for index, variable in enumerate(network.trainable_variables)}
     for index, item in enumerate(named if state else ()):
         for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
-            entry = state.get(index)
-            array = entry.get(key) if isinstance(entry, dict) else None
-            is_array = isinstance(array, np.ndarray)
-            if not is_array or array.shape != item.shape or array.dtype != np.float32:
-                found = f"{array.dtype} {list(array.shape)}" if is_array else "nothing"
-                raise CheckpointError(
-                    f"{path}: {key} of tensor {index} ({item.name}) is {found}, expected float32 {list(item.shape)}"
-                )
+            entry: Any = state.get(index)
+            array: Any = entry.get(key) if isinstance(entry, dict) else None
+            expected = f"float32 {list(item.shape)}"
+            found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "nothing"
+            if found != expected:
+                raise CheckpointError(f"{path}: {key} of tensor {index} ({item.name}) is {found}, expected {expected}")
             values.append((moments[position[item.variable.ref()]], to_ours(array, item.layout)))
     return values
 
