@@ -37,7 +37,7 @@ def close(one: dict[str, float], two: dict[str, float]) -> bool:
 
 def test_the_bound_is_the_formula(system):
     """Negative log-likelihood of the head plus the KLs, in nats per sub-pixel, for each image."""
-    images = small.images(4)
+    images = small.images(7)
     inputs, targets = system.preprocessing.input_and_target(tf.constant(images))
     noise = latent_noise(Key.create(9, "evaluation", first_sample=20).fold(0))
     inferred = system.network.infer(inputs, noise)
@@ -48,7 +48,7 @@ def test_the_bound_is_the_formula(system):
     found = system._evaluator.image_metrics(images, 20, EvaluateOptions(noise_seed=9))
     expected = {
         "distortion": distortion, "rate": sum(rates), "elbo": distortion + sum(rates),
-        "bits_per_dim_bound": (distortion + sum(rates)) / np.log(2), "non_finite": np.zeros(4),
+        "bits_per_dim_bound": (distortion + sum(rates)) / np.log(2), "non_finite": np.zeros(7),
         "rate_at_1": rates[0], "rate_at_4": rates[1], "rate_at_8": rates[2],
     }  # fmt: skip
     assert found.keys() == expected.keys()
@@ -58,20 +58,19 @@ def test_the_bound_is_the_formula(system):
 
 def test_five_bit_images_have_wider_buckets():
     system = small.system(dataset="ffhq_256")
-    images = small.images(2)
-    inputs, targets = system.preprocessing.input_and_target(tf.constant(images))
-    inferred = system.network.infer(inputs, latent_noise(Key.create(0, "evaluation").fold(0)))
-    parameters = system.network.mixture_parameters(inferred.features)
-    found = system._evaluator.image_metrics(images, 0, ONE)["distortion"]
+    inputs, targets = system.preprocessing.input_and_target(tf.constant(small.images(2)))
+    noise = latent_noise(Key.create(0, "evaluation"))
+    parameters = system.network.mixture_parameters(system.network.infer(inputs, noise).features)
     log_prob = logistic_mixture.log_prob(parameters, targets, logistic_mixture.FIVE_BIT)
-    np.testing.assert_allclose(found, -tf.reduce_sum(log_prob, axis=[1, 2]) / 192, rtol=1e-5)
+    expected = -tf.reduce_sum(log_prob, axis=[1, 2]) / 192
+    np.testing.assert_allclose(system.bound(inputs, targets, noise).distortion, expected, rtol=1e-5)
 
 
 # Several draws -------------------------------------------------------------------------------------------
 
 
 def test_the_importance_weighted_bound_is_the_formula(system):
-    images, dims = small.images(3), 192
+    images, dims = small.images(7), 192
     found = system._evaluator.image_metrics(images, 0, EvaluateOptions(importance_samples=4))
     inputs, targets = system.preprocessing.input_and_target(tf.constant(images))
     weights = []
@@ -90,7 +89,7 @@ def test_the_importance_weighted_bound_is_the_formula(system):
 
 def test_more_samples_give_a_tighter_bound_on_average(system, tmp_path):
     def result(samples):
-        return evaluate(system, tmp_path, 12, 12, EvaluateOptions(importance_samples=samples))
+        return evaluate(system, tmp_path, 7, 7, EvaluateOptions(importance_samples=samples))
 
     two, many = result(2), result(16)
     assert many["iw_elbo"] < two["iw_elbo"] < two["elbo"]
@@ -100,13 +99,13 @@ def test_more_samples_give_a_tighter_bound_on_average(system, tmp_path):
 
 def test_the_bound_converges_to_a_known_likelihood():
     """With latents that do not reach the features p(x | z) is p(x): the likelihood is known, and the KL is the gap."""
-    system = small.system()
+    system = small.system(enc_blocks="8x1,8d8", dec_blocks="1x1,8m1")
     for block in system.network.decoder_blocks:
         block.projection.kernel.assign(tf.zeros_like(block.projection.kernel))
         # Posteriors a little beside their priors: weights that 64 draws average well.
         for layer in (block.posterior, block.prior):
-            layer.c4.kernel.assign(0.5 * layer.c4.kernel)
-            layer.c4.bias.assign(0.5 * layer.c4.bias)
+            layer.c4.kernel.assign(0.35 * layer.c4.kernel)
+            layer.c4.bias.assign(0.35 * layer.c4.bias)
     images = small.images(4)
     found = {
         samples: system._evaluator.image_metrics(images, 0, EvaluateOptions(importance_samples=samples))
@@ -124,23 +123,19 @@ def test_the_bound_converges_to_a_known_likelihood():
 # What a result depends on --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("samples", [1, 2])
-def test_the_batch_size_does_not_matter(system, tmp_path, samples):
+def test_the_batch_size_does_not_matter(system, tmp_path):
     """Nor does a last batch that is not full: every image counts once."""
-    options = EvaluateOptions(importance_samples=samples)
-    whole = evaluate(system, tmp_path, 7, 7, options)
-    assert whole["examples"] == 7
-    images = small.images(7)
-    each = [system._evaluator.image_metrics(images[i : i + 1], i, options) for i in range(7)]
-    assert close({name: np.mean([one[name][0] for one in each]) for name in each[0]} | {"examples": 7}, whole)
-    for batch_size in (2, 3, 100):
-        assert close(evaluate(system, tmp_path, 7, batch_size, options), whole)
+    options = EvaluateOptions(importance_samples=2)
+    each = system._evaluator.image_metrics(small.images(7), 0, options)
+    expected = {name: values.mean() for name, values in each.items()} | {"examples": 7}
+    for batch_size in (3, 7, 100):
+        assert close(evaluate(system, tmp_path, 7, batch_size, options), expected)
 
 
 def test_a_set_smaller_than_a_batch(system, tmp_path):
-    found = evaluate(system, tmp_path, count=2, batch_size=16)
-    assert found["examples"] == 2
-    assert close(found, evaluate(system, tmp_path, count=7, batch_size=1, limit=2))
+    each = system._evaluator.image_metrics(small.images(7), 0, ONE)
+    expected = {name: values[:3].mean() for name, values in each.items()} | {"examples": 3}
+    assert close(evaluate(system, tmp_path, count=7, batch_size=16, limit=3), expected)
 
 
 class OneOfThree(Ranks):

@@ -20,6 +20,7 @@ from tfgen.training.step import TrainStep
 NO_REQUEST = np.zeros(2, np.float32)
 KEY = Key.create(0, "train")
 BATCH = {"image": tf.constant(small.images(4))}
+TINY = {"enc_blocks": "8x1,8d8", "dec_blocks": "1x1,8m1", "n_batch": 4}  # steps of few operations
 
 
 def numbers(metrics) -> dict[str, float]:
@@ -116,7 +117,7 @@ def _eager():
 
 
 def test_training_lowers_the_loss():
-    system = VeryDeepVAE(Config(**small.SMALL, n_batch=4, lr=0.005, ema_rate=0.5), small.SPEC)
+    system = VeryDeepVAE(Config(**(small.SMALL | TINY), lr=0.005, ema_rate=0.5), small.SPEC)
     trainer = Trainer(system)
     losses = [trainer.step()["elbo"] for _ in range(25)]
     assert np.isfinite(losses).all()
@@ -132,7 +133,7 @@ def test_training_lowers_the_loss():
 @pytest.mark.usefixtures("_eager")
 def test_the_first_step_of_a_warmup_changes_no_weight():
     """Its rate is 0, also for the decay; moments and their count move on."""
-    trainer = Trainer(small.system(n_batch=4, warmup_iters=2.0, lr=0.1, wd=0.5, skip_threshold=-1.0))
+    trainer = Trainer(small.system(**TINY, warmup_iters=2.0, lr=0.1, wd=0.5, skip_threshold=-1.0))
     weights = [variable.numpy() for variable in trainer.system.network.trainable_variables]
     assert trainer.step()["learning_rate"] == 0
     for before, after in zip(weights, trainer.system.network.trainable_variables, strict=True):
@@ -145,13 +146,13 @@ def test_the_first_step_of_a_warmup_changes_no_weight():
 
 @pytest.mark.usefixtures("_eager")
 def test_the_first_step_without_warmup_has_the_full_rate():
-    trainer = Trainer(small.system(n_batch=4, lr=0.1))
+    trainer = Trainer(small.system(**TINY, lr=0.1))
     assert trainer.step()["learning_rate"] == pytest.approx(0.1)
 
 
 @pytest.mark.usefixtures("_eager")
 def test_a_step_whose_loss_is_nan_changes_nothing_but_the_schedule():
-    trainer = Trainer(small.system(n_batch=4, warmup_iters=10.0, lr=0.1, skip_threshold=-1.0))
+    trainer = Trainer(small.system(**TINY, warmup_iters=10.0, lr=0.1, skip_threshold=-1.0))
     trainer.step()
     bias = trainer.system.network.bias.numpy()
     trainer.system.network.bias.assign(tf.fill([8], np.nan))
@@ -171,10 +172,10 @@ def test_a_step_whose_loss_is_nan_changes_nothing_but_the_schedule():
 @pytest.mark.usefixtures("_eager")
 def test_the_threshold_itself_is_skipped():
     """A norm that reaches it, before clipping."""
-    norm = Trainer(small.system(n_batch=4)).step()["grad_norm"]
+    norm = Trainer(small.system(**TINY)).step()["grad_norm"]
     above = float(np.nextafter(np.float32(norm), np.float32(np.inf)))
     for threshold, skipped in ((norm, 1), (above, 0), (0.9 * norm, 1), (-1.0, 0)):
-        trainer = Trainer(small.system(n_batch=4, skip_threshold=threshold, grad_clip=0.1 * norm))
+        trainer = Trainer(small.system(**TINY, skip_threshold=threshold, grad_clip=0.1 * norm))
         before = trainer.bits()
         outputs = trainer.step()
         assert outputs["grad_norm"] == norm
@@ -186,7 +187,7 @@ def test_the_threshold_itself_is_skipped():
 @pytest.mark.usefixtures("_eager")
 def test_a_gradient_that_is_not_finite_is_skipped_without_a_threshold_too():
     """The original would take the step where the loss is finite."""
-    system = small.system(n_batch=4, skip_threshold=-1.0)
+    system = small.system(**TINY, skip_threshold=-1.0)
     # A standard deviation of exp(-25): the KL divides by its square, the gradient by its fourth power.
     bias = system.network.decoder_blocks[0].prior.c4.bias
     bias.assign(tf.tensor_scatter_nd_update(bias, [[2], [3]], [-25.0, -25.0]))
