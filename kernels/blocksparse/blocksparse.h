@@ -29,7 +29,7 @@ struct TfgenBlocksparseShape {
 // transposed masks ("row" is then the key block and "column" the query block).
 struct TfgenBlocksparseLists {
   int32_t layouts;          // 1: shared by all heads; or H
-  int32_t entries;          // of all rows of all layouts; the CUDA launchers choose a kernel by it, nobody else reads it
+  int32_t entries;          // of all rows of all layouts; only the CUDA launchers read it, to choose a kernel
   const int32_t* offsets;   // [layouts, n + 1]; row r of layout l owns entries offsets[l][r] .. offsets[l][r + 1] - 1
   const int32_t* columns;   // [entries], strictly rising within a row
   const int32_t* masks;     // [entries], index into mask_bits, or -1 where the whole block is kept

@@ -84,7 +84,8 @@ Status CheckListShapes(const Attributes& attributes, Context* c, int first, cons
   TF_RETURN_IF_ERROR(CheckRank(masks, 1, "[entries]"));
   TF_RETURN_IF_ERROR(CheckRank(bits, 3, "[masks, blocksize, words]"));
   if (offsets[0] != kUnknown && offsets[0] != 1 && offsets[0] != attributes.num_heads) {
-    return InvalidArgument(offsets.name, " must have 1 layout or num_heads = ", attributes.num_heads, " of them, found ",
+    return InvalidArgument(offsets.name, " must have 1 layout or num_heads = ", attributes.num_heads,
+                           " of them, found ",
                            offsets.Text());
   }
   if (length != kUnknown && offsets[1] != kUnknown && offsets[1] != length / attributes.blocksize + 1) {
@@ -233,7 +234,8 @@ class BlocksparseOp : public OpKernel {
   TfgenBlocksparseShape ShapeOf(const Problem& p) const {
     TfgenBlocksparseShape shape;
     shape.batch = p.batch, shape.heads = attributes_.num_heads, shape.length = p.length;
-    shape.key_size = p.key_features / attributes_.num_heads, shape.value_size = p.value_features / attributes_.num_heads;
+    shape.key_size = p.key_features / attributes_.num_heads;
+    shape.value_size = p.value_features / attributes_.num_heads;
     shape.blocksize = attributes_.blocksize, shape.stride = attributes_.stride;
     shape.dtype = DtypeCode(dtype_);
     shape.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.key_size)));
@@ -395,7 +397,8 @@ class DeviceLists {
 
 void RequireSuccess(OpKernelContext* c, int error) {
   OP_REQUIRES(c, error == cudaSuccess,
-              tensorflow::errors::Internal("block-sparse attention: ", cudaGetErrorString(static_cast<cudaError_t>(error))));
+              tensorflow::errors::Internal("block-sparse attention: ",
+                                           cudaGetErrorString(static_cast<cudaError_t>(error))));
 }
 
 class AttentionGpuOp : public AttentionOp {

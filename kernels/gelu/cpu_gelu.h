@@ -13,7 +13,8 @@ constexpr float kErfcx[9] = {1.691880077e-01f, 1.707152873e-01f,  1.483386010e-0
 
 // Phi(x) and exp(-x^2 / 2), which the density shares with it.
 //
-// Phi(-|x|) = exp(-x^2 / 2) erfcx(|x| / sqrt(2)) / 2 with erfcx(z) = exp(z^2) erfc(z), which falls smoothly from 1 to 0.
+// Phi(-|x|) = exp(-x^2 / 2) erfcx(|x| / sqrt(2)) / 2 with erfcx(z) = exp(z^2) erfc(z), which falls smoothly from 1 to
+// 0.
 // In t = 1 / (1 + 0.3 z) it is a polynomial of degree 9 without constant term to 2e-8 of itself for z in [0, 10]
 // (least squares reweighted towards the smallest largest error); beyond, the factor before it is zero.
 TFGEN_INLINE Vec distribution(Vec x, Vec* exponent) {

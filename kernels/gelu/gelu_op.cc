@@ -29,7 +29,9 @@ class GeluOp : public OpKernel {
     float* to = y->flat<float>().data();
     const auto* threads = c->device()->tensorflow_cpu_worker_threads();
     tensorflow::Shard(threads->num_threads, threads->workers, x.NumElements(), kForwardCycles,
-                      [=](int64_t first, int64_t last) { tfgen_gelu_forward_cpu(from + first, to + first, last - first); });
+                      [=](int64_t first, int64_t last) {
+                        tfgen_gelu_forward_cpu(from + first, to + first, last - first);
+                      });
   }
 };
 
