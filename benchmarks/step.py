@@ -1,7 +1,8 @@
 """`python -m benchmarks.step --case=NAME`: one training step, and a batch of samples, of a named configuration.
 
 Prints one JSON line: medians in seconds, the time from the command to the end of the first step, and peak memory. The
-step is the trainer's own: noise, forward, backward, clipping, optimizer, averaged weights.
+step is the trainer's own: noise, forward, backward, clipping, optimizer, averaged weights. For DistAug the attention of
+all layers is timed by itself, too, as often as a step computes it; TFGEN_PURE_TF=1 does without compiled operations.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ CASES = {
         "--dec_blocks=1x1,4m1,4x1,8m4,8x2,16m8,16x3,32m16,32x4",
     ],
     "vdvae_cifar10": ["--system=vdvae", "--hps=cifar10"],
+    "distaug_c10_15m": ["--system=distaug", "--hps=c10_15m", "--n_batch=1", "--precision=float32"],
+    "distaug_c10_150m": ["--system=distaug", "--hps=c10_150m_baseline", "--n_batch=1", "--precision=float32"],
 }  # fmt: skip
 
 
@@ -40,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from tfgen import settings as settings_module
     from tfgen.distribute import Ranks
-    from tfgen.randomness import Key
+    from tfgen.ops import library
+    from tfgen.randomness import Key, StepDraws
     from tfgen.systems import load
     from tfgen.training.state import TrainState
     from tfgen.training.step import TrainStep
@@ -55,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     state = TrainState(system, recipe)
     step = TrainStep(system, recipe, state, Ranks())
     images = np.random.RandomState(0).randint(0, 256, [recipe.batch_size, *spec.shape], np.uint8)
-    batch = {"image": tf.constant(images)}
+    prepared = system.prepare({"image": images}, StepDraws(0, 0, 0, 1, recipe.batch_size))
+    batch = {name: tf.constant(value) for name, value in prepared.items()}
     requests = np.zeros(2, np.float32)
 
     def one_step() -> float:
@@ -73,12 +78,16 @@ def main(argv: list[str] | None = None) -> int:
         "parameters": sum(variable.shape.num_elements() for variable in system.network.trainable_variables),
         "batch": recipe.batch_size,
         "threads": options.threads,
+        "kernels": library.load() is not None,
         "step_seconds": round(statistics.median(steps), 4),
         "step_seconds_least": round(min(steps), 4),
         "build_seconds": round(began - STARTED, 1),
         "first_step_seconds": round(ready - began, 1),
     }
-    if options.samples:
+    if settings.system == "distaug":
+        seconds = attention_seconds(system.network, recipe.batch_size, options.steps)
+        line |= {"attention_seconds": round(seconds, 4), "attention_share": round(seconds / line["step_seconds"], 3)}
+    elif options.samples:
         sampling = system.sample_options_class()
         key = Key.create(0, "benchmark")
         system.sample(options.samples, key, sampling)
@@ -91,6 +100,47 @@ def main(argv: list[str] | None = None) -> int:
     line["peak_memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     print(json.dumps(line))
     return 0
+
+
+def attention_seconds(network, batch: int, rounds: int) -> float:
+    """Seconds that the attention of all layers takes in one step, recomputation included."""
+    import tensorflow as tf
+
+    from tfgen.ops.blocksparse import attention
+
+    def median(call) -> float:
+        call()
+        times = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            tf.nest.map_structure(lambda tensor: tensor.numpy(), call())
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    patterns: dict = {}
+    for block in network.blocks:
+        patterns.setdefault((block.pattern.mode, block.n_head), []).append(block)
+    total = 0.0
+    for blocks in patterns.values():
+        block = blocks[0]
+        pattern, heads = block.pattern, block.n_head
+        widths = [layer.w.shape[1] for layer in (block.q_proj, block.k_proj, block.v_proj)]
+        inputs = [tf.random.stateless_normal([batch, pattern.n_ctx, width], [0, width]) for width in widths]
+
+        @tf.function
+        def forward(pattern=pattern, heads=heads, inputs=inputs):
+            return attention(*inputs, pattern, heads)
+
+        @tf.function
+        def both(pattern=pattern, heads=heads, inputs=inputs):
+            with tf.GradientTape() as tape:
+                tape.watch(inputs)
+                out = attention(*inputs, pattern, heads)
+            return tape.gradient(out, inputs)
+
+        once = median(both) + (median(forward) if network.recompute else 0.0)
+        total += len(blocks) * once
+    return total
 
 
 if __name__ == "__main__":

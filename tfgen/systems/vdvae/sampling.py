@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zipfile
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from tfgen.systems.base import SampleCallback
 from tfgen.systems.vdvae.network import VDVAE, Draw
 from tfgen.systems.vdvae.preprocess import Preprocessing
 
-KINDS = ("samples", "reconstructions", "partial", "interpolation")
+KINDS = ("samples", "reconstructions", "partial", "interpolation", "given")
 DEFAULT_STEPS = 8  # images of an interpolation
 
 # uniform(purpose, shape) -> float32 numbers in (0, 1) of that shape.
@@ -34,13 +35,19 @@ class SampleOptions:
     kind: str = flag(
         "samples",
         "samples: from the prior; reconstructions: images from their own latents; partial: the latents of the first "
-        "layers are those of an image, the others drawn; interpolation: between images 1 and 2, 3 and 4, ...",
+        "layers are those of an image, the others drawn; interpolation: between images 1 and 2, 3 and 4, ...; given: "
+        "from the latents in --latents_file",
         choices=KINDS,
     )
     temperature: str = flag(
-        "1", "factor on the standard deviation of the prior: a number, or one for each layer; samples and partial"
+        "1", "factor on the standard deviation of the prior: a number, or one for each layer; samples, partial, given"
     )
     latents: int | None = flag(None, "layers whose latents are those of an image; partial", minimum=0)
+    latents_file: str = flag(
+        "",
+        "latents of the first layers, the others are drawn: .npz with layer_000, layer_001, ..., float32 [N, r, r, Z] "
+        "as the exported `encode` gives them, sample i from row i, or N = 1 for all samples; given",
+    )
     steps: int | None = flag(
         None, f"images of an interpolation, both ends included; default: {DEFAULT_STEPS}; interpolation", minimum=2
     )
@@ -52,6 +59,12 @@ class SampleOptions:
                 "--kind=partial needs --latents=K, the layers whose latents are those of an image"
                 if self.kind == "partial"
                 else f"--latents={self.latents} belongs to --kind=partial, found --kind={self.kind}"
+            )
+        if (self.kind == "given") != bool(self.latents_file):
+            raise SettingsError(
+                "--kind=given needs --latents_file=FILE.npz"
+                if self.kind == "given"
+                else f"--latents_file={self.latents_file} belongs to --kind=given, found --kind={self.kind}"
             )
         if self.steps is not None and self.kind != "interpolation":
             raise SettingsError(f"--steps={self.steps} belongs to --kind=interpolation, found --kind={self.kind}")
@@ -116,7 +129,7 @@ def draw_images(network: VDVAE, features: tf.Tensor, uniform: Uniform) -> tf.Ten
 
 def images_wanted(first: int, count: int, options: SampleOptions) -> np.ndarray:
     """See `System.images_wanted`. Image i for sample i, or images 2 j and 2 j + 1 for all of interpolation j."""
-    if options.kind == "samples" or not count:
+    if options.kind in ("samples", "given") or not count:
         return np.zeros(0, np.int64)
     if options.kind == "interpolation":
         rows = first // options.columns, (first + count - 1) // options.columns + 1
@@ -126,7 +139,7 @@ def images_wanted(first: int, count: int, options: SampleOptions) -> np.ndarray:
 
 def sample_grid(samples: np.ndarray, originals: np.ndarray, options: SampleOptions) -> np.ndarray:
     """See `System.sample_grid`. An interpolation is a row; reconstructions have the original on their left."""
-    if options.kind == "samples":
+    if options.kind in ("samples", "given"):
         return grids.display_grid(samples)
     if options.kind == "interpolation":
         return grids.display_grid(samples, columns=options.columns)
@@ -149,6 +162,41 @@ def parse_temperatures(text: str, layers: int) -> list[float]:
             "separated by commas"
         )
     return values * layers if len(values) == 1 else values
+
+
+def read_latents(path: str, network: VDVAE) -> list[np.ndarray]:
+    """The latents of `--latents_file`: float32 [N, r, r, Z] for each of the first layers, N the same for all.
+
+    Entries that are called otherwise are left alone (the exported `encode` also gives "rates").
+
+    Raises:
+      SettingsError: no such file, no such entries, a layer left out, or latents of another network or not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files if name.startswith("layer_")}
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise SettingsError(f"--latents_file={path} cannot be read as an .npz file of arrays: {error}") from error
+    blocks = network.architecture.decoder
+    names = [f"layer_{index:03d}" for index in range(len(blocks))]
+    if not found or sorted(found) != names[: len(found)]:
+        raise SettingsError(
+            f"--latents_file={path}: expected the first of {names[0]} to {names[-1]} with none left out, "
+            f"found {', '.join(sorted(found)) or 'none'}"
+        )
+    rows = len(found[names[0]]) if found[names[0]].ndim else 0
+    for name, block in zip(names, blocks, strict=False):
+        if name not in found:
+            break
+        expected = (rows, block.resolution, block.resolution, network.latents)
+        array = found[name]
+        if array.shape != expected or not rows or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise SettingsError(
+                f"--latents_file={path}: {name} must be finite floating-point numbers of shape "
+                f"[N, {', '.join(map(str, expected[1:]))}] with N = {rows or 'at least 1'}, "
+                f"found {array.dtype} {list(array.shape)}"
+            )
+    return [found[name].astype(np.float32) for name in names[: len(found)]]
 
 
 class Sampler:
@@ -182,13 +230,20 @@ class Sampler:
         found = 0 if images is None else len(images)
         if found != len(wanted):
             raise SettingsError(f"{count} images of --kind={options.kind} are made from {len(wanted)}, found {found}")
+        latents = read_latents(options.latents_file, self._network) if options.kind == "given" else []
+        if latents and 1 != len(latents[0]) < first + count:
+            raise SettingsError(
+                f"--latents_file={options.latents_file} has latents of {len(latents[0])} images: lower --count "
+                f"({first + count} samples), or give those of one image for all"
+            )
         parts = []
         for start in range(first, first + count, batch_size):
             # A short last batch is drawn whole: one compiled function serves all.
             size = min(batch_size, first + count - start)
             places = np.searchsorted(wanted, images_wanted(start, size, options))
             given = images[places] if images is not None else None
-            parts.append(self._batch(batch_size, key.seed, start, options, temperatures, given)[:size])
+            rows = [z if len(z) == 1 else padded(z[start : start + size], batch_size) for z in latents]
+            parts.append(self._batch(batch_size, key.seed, start, options, temperatures, given, rows)[:size])
             if callback is not None:
                 callback(start + size - first, count, None)
         return np.concatenate(parts)
@@ -201,8 +256,12 @@ class Sampler:
         options: SampleOptions,
         temperatures: tf.Tensor,
         images: np.ndarray | None,
+        latents: list[np.ndarray],
     ) -> np.ndarray:
         index = tf.constant(first, tf.int64)
+        if latents:
+            whole = [tf.constant(np.broadcast_to(z, [size, *z.shape[1:]])) for z in latents]
+            return self._from_latents(size, seed, index, temperatures, whole).numpy()
         if images is None:
             return self._from_prior(size, seed, index, temperatures).numpy()
         if options.kind == "interpolation":
@@ -216,6 +275,15 @@ class Sampler:
         """uint8 [size, R, R, 3]."""
         noise = Noise.of(Key(seed, first))
         features = self._network.generate(size, noise.latents, temperatures=tf.unstack(temperatures))
+        return draw_images(self._network, features, noise.uniform)
+
+    @tf.function(autograph=False)
+    def _from_latents(
+        self, size: int, seed: tf.Tensor, first: tf.Tensor, temperatures: tf.Tensor, latents: list[tf.Tensor]
+    ) -> tf.Tensor:
+        """uint8 [size, R, R, 3]: the first layers take the latents given, [size, r, r, Z] each."""
+        noise = Noise.of(Key(seed, first))
+        features = self._network.generate(size, noise.latents, latents, tf.unstack(temperatures))
         return draw_images(self._network, features, noise.uniform)
 
     @tf.function(autograph=False)
