@@ -22,7 +22,7 @@ def networks():
     for name in presets.names("distaug"):
         if presets.find("distaug", name).refused:
             continue
-        config = settings.parse([f"--hps={name}"]).config
+        config = settings.parse(["--system=distaug", f"--hps={name}"]).config
         spec = data.known_spec(config.dataset)
         if config.n_ctx == spec.dims:
             size = (spec.shape, config.n_layer, config.n_embd, config.mlp_width, config.key_width)
