@@ -70,7 +70,8 @@ def main() -> None:
     rounding = max(float(tf.reduce_max(tf.abs(a - b))) for a, b in zip(averaged, half, strict=True))
     if ranks.is_first:
         print(
-            f"groups {len(recipe.gradient_groups or ())}, float16 on the wire changes gradients by {rounding:.3g}", flush=True
+            f"groups {len(recipe.gradient_groups or ())}, float16 on the wire changes gradients by {rounding:.3g}",
+            flush=True,
         )
         print(f"largest gradient difference and gradient: {difference:.3g} {largest:.3g}", flush=True)
 

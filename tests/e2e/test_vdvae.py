@@ -310,7 +310,9 @@ def test_bad_settings(arguments, message, tmp_path, call):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [((40, 8, 8, 4), "expected 1 or 3 channels, found 4"), ((40, 8, 4, 3), "square")], ids=["four channels", "not square"]
+    ("shape", "message"),
+    [((40, 8, 8, 4), "expected 1 or 3 channels, found 4"), ((40, 8, 4, 3), "square")],
+    ids=["four channels", "not square"],
 )
 def test_images_of_another_kind(shape, message, tmp_path, call):  # noqa: F811
     np.save(tmp_path / "images.npy", np.zeros(shape, np.uint8))
