@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -18,23 +17,6 @@ from tests.e2e import runs
 
 STEPS = 30
 FLAGS = (*runs.TINY, f"--steps={STEPS}", "--save_every=10", "--eval_every=20", "--sample_every=0", "--log_every=10")
-
-
-@pytest.fixture
-def call(capsys):
-    """Runs a command in this process; returns what it printed, after checking its exit code."""
-
-    def run(verb, *arguments, expect=0):
-        main = importlib.import_module(f"tfgen.{verb}").main
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        assert code == expect, f"exit code {code}\n{captured.out}\n{captured.err}"
-        return captured.out + captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from PIL import Image
 
 from tests import torch_files
 from tests.e2e import runs
-from tests.e2e.test_commands import call  # noqa: F401  (a fixture)
 from tests.e2e.test_ranks import finish, horovodrun
 
 LAYERS = 3
@@ -112,7 +110,7 @@ def test_two_ranks_equal_one_at_twice_the_batch():
     assert sum("skipped 1, unchanged True" in line for line in lines) == 2, output
 
 
-def test_samples_of_every_kind(trained, tmp_path, call):  # noqa: F811
+def test_samples_of_every_kind(trained, tmp_path, call):
     folder = trained[0]
     kinds = {
         "samples": ["--temperature=0.8"],
@@ -138,7 +136,7 @@ def test_samples_of_every_kind(trained, tmp_path, call):  # noqa: F811
     np.testing.assert_array_equal(one, three[:2])
 
 
-def test_bounds_do_not_depend_on_the_batch(copy, call):  # noqa: F811
+def test_bounds_do_not_depend_on_the_batch(copy, call):
     results = []
     path = copy / "evaluation" / f"test-step-{STEPS:09d}-ema.json"
     for batch_size in (7, 64):
@@ -152,7 +150,7 @@ def test_bounds_do_not_depend_on_the_batch(copy, call):  # noqa: F811
     assert results[0]["iw_elbo"] < results[0]["elbo"]
 
 
-def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):  # noqa: F811
+def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):
     out = tmp_path / "export"
     call("export", f"--run={copy}", f"--out={out}")
     call("evaluate", f"--run={copy}", "--split=valid")
@@ -255,7 +253,7 @@ def published(trained, tmp_path):
     return path
 
 
-def test_published_files_go_on_training(trained, published, tmp_path, call):  # noqa: F811
+def test_published_files_go_on_training(trained, published, tmp_path, call):
     """The step, weights, averages and moments are all there: trained on, both runs stay equal."""
     folder = tmp_path / "converted"
     call("convert", "checkpoint", published, *FLAGS, f"--run={folder}")
@@ -270,7 +268,7 @@ def test_published_files_go_on_training(trained, published, tmp_path, call):  # 
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_a_bad_published_file_changes_nothing(copy, published, call):  # noqa: F811
+def test_a_bad_published_file_changes_nothing(copy, published, call):
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file() and path.name != ".lock"}
     whole = published.read_bytes()
     published.write_bytes(whole[: len(whole) // 2])
@@ -302,7 +300,7 @@ def test_a_bad_published_file_changes_nothing(copy, published, call):  # noqa: F
         (["--warmup_iters=-1"], "--warmup_iters"),
     ],
 )
-def test_bad_settings(arguments, message, tmp_path, call):  # noqa: F811
+def test_bad_settings(arguments, message, tmp_path, call):
     with pytest.raises(AssertionError) as failure:  # exit code 1 or 2, not 0
         call("train", *runs.TINY_VDVAE, *arguments, "--steps=1", f"--run={tmp_path / 'run'}")
     assert message in str(failure.value)
@@ -314,7 +312,7 @@ def test_bad_settings(arguments, message, tmp_path, call):  # noqa: F811
     [((40, 8, 8, 4), "expected 1 or 3 channels, found 4"), ((40, 8, 4, 3), "square")],
     ids=["four channels", "not square"],
 )
-def test_images_of_another_kind(shape, message, tmp_path, call):  # noqa: F811
+def test_images_of_another_kind(shape, message, tmp_path, call):
     np.save(tmp_path / "images.npy", np.zeros(shape, np.uint8))
     arguments = (f"--dataset={tmp_path / 'images.npy'}", "--steps=1", f"--run={tmp_path / 'run'}")
     output = call("train", *runs.TINY_VDVAE, *arguments, expect=1)
@@ -322,12 +320,15 @@ def test_images_of_another_kind(shape, message, tmp_path, call):  # noqa: F811
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_an_evaluation_set_smaller_than_a_batch(tmp_path, call):  # noqa: F811
+def test_an_evaluation_set_smaller_than_a_batch(tmp_path, call):
     """All of it is evaluated: nothing is dropped, and nothing fails."""
     np.save(tmp_path / "images.npy", np.random.RandomState(0).randint(0, 256, (60, 8, 8, 3)).astype(np.uint8))
     folder = tmp_path / "run"
     arguments = (f"--dataset={tmp_path / 'images.npy'}", "--steps=2", "--eval_every=2", "--sample_every=0")
     output = call("train", *runs.TINY_VDVAE, *arguments, "--warmup_iters=0", f"--run={folder}")
     assert "valid elbo" in output
-    call("evaluate", f"--run={folder}", "--batch_size=1000")
-    assert "unused" in output or os.path.exists(folder / "evaluation")
+    call("evaluate", f"--run={folder}", "--split=valid", "--batch_size=1000")
+    result = json.loads((folder / "evaluation" / "valid-step-000000002-ema.json").read_text())
+    assert 0 < result["examples"] < 60
+    assert f"valid ({result['examples']})" in output
+    assert np.isfinite(result["elbo"])

@@ -10,8 +10,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import itertools
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,12 +19,12 @@ import pytest
 
 from tests.kernels import build
 from tests.kernels.attention import BlockLists, Result, block_lists, kernel_order, magnitudes, naive
+from tests.kernels.isas import ISAS, check_in_own_process
 from tests.seeds import SEED
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 DTYPES = {"float32": build.FLOAT32, "bfloat16": build.BFLOAT16, "float16": build.FLOAT16}
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")  # each can do what those before it can
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,17 +367,9 @@ def test_isa_is_named(kernels):
     assert kernels.tfgen_blocksparse_cpu_isa().decode() in ISAS
 
 
-# The choice is made once a process, so each lower instruction set gets a process of its own.
-@pytest.mark.skipif("TFGEN_CPU_ISA" in os.environ, reason="this is the process of one instruction set")
 @pytest.mark.parametrize("isa", ISAS)
 def test_each_instruction_set(kernels, library_path, isa):
-    best = kernels.tfgen_blocksparse_cpu_isa().decode()
-    if ISAS.index(isa) > ISAS.index(best):
-        pytest.skip(f"this machine runs {best} at most")
-    environment = {**os.environ, "TFGEN_CPU_ISA": isa, "TFGEN_TEST_SEED": str(SEED)}
-    command = [sys.executable, "-m", "tests.kernels.test_blocksparse_cpu", str(library_path), isa]
-    done = subprocess.run(command, cwd=build.ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_in_own_process(kernels, library_path, "tests.kernels.test_blocksparse_cpu", isa)
 
 
 def main() -> None:

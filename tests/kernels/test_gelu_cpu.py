@@ -9,8 +9,6 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,11 +16,11 @@ import numpy as np
 import pytest
 
 from tests.kernels import build
+from tests.kernels.isas import ISAS, check_in_own_process
 from tests.seeds import SEED
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
-ISAS = ("portable", "avx2", "avx512")
 # Below, at and above the widths of vectors.
 COUNTS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 100, 1001)
 EPSILON = 2.0**-23
@@ -163,17 +161,9 @@ def test_cuts_do_not_change_a_bit(kernels, rng):
     check_cuts(kernels, rng)
 
 
-# The choice is made once a process, so each lower instruction set gets a process of its own.
-@pytest.mark.skipif("TFGEN_CPU_ISA" in os.environ, reason="this is the process of one instruction set")
 @pytest.mark.parametrize("isa", ISAS)
 def test_each_instruction_set(kernels, library_path, isa):
-    best = kernels.tfgen_blocksparse_cpu_isa().decode()
-    if ISAS.index(isa) > ISAS.index(best):
-        pytest.skip(f"this machine runs {best} at most")
-    environment = {**os.environ, "TFGEN_CPU_ISA": isa, "TFGEN_TEST_SEED": str(SEED)}
-    command = [sys.executable, "-m", "tests.kernels.test_gelu_cpu", str(library_path), isa]
-    done = subprocess.run(command, cwd=build.ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_in_own_process(kernels, library_path, "tests.kernels.test_gelu_cpu", isa)
 
 
 def main() -> None:
