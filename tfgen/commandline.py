@@ -10,7 +10,7 @@ import os
 import pathlib
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from absl import flags
 
@@ -119,7 +119,7 @@ def take_words(words: Iterable[Word], *classes: type) -> tuple[list[Any], list[W
     for field in fields.values():
         _define(field, values)
     rest = []
-    remaining = iter(words)
+    remaining = iter(_with_boolean_values(words, fields))
     for word in remaining:
         if word.flag_name not in spellings:
             rest.append(word)
@@ -146,6 +146,28 @@ def take_words(words: Iterable[Word], *classes: type) -> tuple[list[Any], list[W
     return instances, rest
 
 
+def _with_boolean_values(words: Iterable[Word], fields: dict[str, FlagField]) -> list[Word]:
+    """`--learn_sigma True` as `--learn_sigma=True`: the commands of some original codes have it so."""
+    joined: list[Word] = []
+    for word in words:
+        flag_before = fields.get(joined[-1].flag_name or "") if joined and "=" not in joined[-1].text else None
+        if flag_before is not None and flag_before.type is bool and word.text.lower() in _BooleanParser.words:
+            joined[-1] = joined[-1]._replace(text=f"{joined[-1].text}={word.text}")
+        else:
+            joined.append(word)
+    return joined
+
+
+class _BooleanParser(flags.BooleanParser):
+    """absl's words for true and false, and yes and no."""
+
+    others: ClassVar = {"yes": "true", "y": "true", "no": "false", "n": "false"}
+    words: ClassVar = frozenset({"true", "t", "1", "false", "f", "0", *others})
+
+    def parse(self, argument: Any) -> Any:
+        return super().parse(self.others.get(argument.lower(), argument) if isinstance(argument, str) else argument)
+
+
 class _OptionalParser(flags.ArgumentParser):
     """Another parser's values, or None."""
 
@@ -162,7 +184,7 @@ _PARSERS: dict[type, type[flags.ArgumentParser]] = {
     str: flags.ArgumentParser,
     int: flags.IntegerParser,
     float: flags.FloatParser,
-    bool: flags.BooleanParser,
+    bool: _BooleanParser,
 }
 
 

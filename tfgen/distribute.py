@@ -50,6 +50,10 @@ class Ranks:
         """Sum over ranks of a small tensor."""
         return tensor
 
+    def concatenate(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Tensors of all ranks, concatenated along the first axis in the order of ranks. Equal other axes."""
+        return tensor
+
     def broadcast(self, variables: Sequence[tf.Variable]) -> None:
         """Gives every rank the first rank's values."""
 
@@ -86,6 +90,9 @@ class HorovodRanks(Ranks):
 
     def sum(self, tensor):
         return self._hvd.allreduce(tensor, op=self._hvd.Sum)
+
+    def concatenate(self, tensor):
+        return self._hvd.allgather(tensor)
 
     def broadcast(self, variables):
         self._hvd.broadcast_variables(variables, root_rank=0)

@@ -37,8 +37,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(settings, options: Options, evaluation_options) -> int:
     """Evaluates and prints; returns the exit code."""
+    import numpy as np
+
     from tfgen import distribute, evaluation
-    from tfgen.files import write_text
+    from tfgen.files import atomic_path, write_text
     from tfgen.likelihood.histogram import baseline_bits_per_dim
     from tfgen.restore import restore
 
@@ -55,6 +57,11 @@ def run(settings, options: Options, evaluation_options) -> int:
     if options.baseline:
         result["histogram_bits_per_dim"] = baseline_bits_per_dim(splits.train, source, options.images)
     if ranks.is_first:
+        for metric in result.keys() - evaluation.numbers(result).keys():
+            with atomic_path(folder / name / f"{metric}.npz") as temporary:
+                np.savez(temporary, result[metric])
+            print(f"written to {folder / name / metric}.npz")
+        result = evaluation.numbers(result)
         record = {
             "split": options.split,
             "source": source.name,

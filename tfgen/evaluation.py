@@ -25,8 +25,10 @@ def evaluate(
     options: Any,
     folder: pathlib.Path,
     limit: int | None = None,
-) -> dict[str, float]:
+) -> dict[str, float | np.ndarray]:
     """The system's metrics over `source`: means over all images, each counted once, on any number of ranks.
+
+    Numbers, and float32 arrays where the system gives arrays.
 
     Args:
       batch_size: images per rank and forward pass.
@@ -42,10 +44,21 @@ def evaluate(
     result = system.evaluate(batches, options, folder)
     examples = result.pop("examples")
     # float64 on the wire: a float32 sum over many images would lose digits that bits per dimension are quoted to.
-    weighted = np.array([examples, *(value * examples for value in result.values())], np.float64)
+    arrays = [np.asarray(value, np.float64) for value in result.values()]
+    weighted = np.concatenate([[examples], *(array.ravel() * examples for array in arrays)])
     total = ranks.sum(tf.constant(weighted)).numpy()
-    means = {name: float(value / total[0]) for name, value in zip(result, total[1:], strict=True)}
+    means: dict[str, float | np.ndarray] = {}
+    place = 1
+    for name, array in zip(result, arrays, strict=True):
+        mean = total[place : place + array.size].reshape(array.shape) / total[0]
+        means[name] = mean.astype(np.float32) if mean.ndim else float(mean)
+        place += array.size
     return {**means, "examples": int(total[0])}
+
+
+def numbers(result: dict[str, float | np.ndarray]) -> dict[str, float]:
+    """The metrics of `evaluate` that are numbers."""
+    return {name: value for name, value in result.items() if not isinstance(value, np.ndarray)}
 
 
 def sample(

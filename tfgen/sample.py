@@ -1,7 +1,8 @@
 """`python -m tfgen.sample --run=DIR --count=N`: draws samples; settings and weights come from the run.
 
 Writes one PNG an image, a grid and an `.npz` (array `images`, uint8 [N, H, W, C], and `originals`, the images that the
-samples were made from, where there are any) to a folder.
+samples were made from, where there are any) to a folder; some systems add the file of the original code. --gif shows
+how the samples came about.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Options:
     checkpoint_step: int | None = flag(None, "step of the checkpoint; default: the newest", minimum=0)
     split: str = flag("valid", "images of samples that are made from images", choices=("train", "valid", "test"))
     data_dir: str | None = flag(None, "folder of the data sets; default: that of the run")
+    gif: bool = flag(False, "also denoising.gif: the first samples while they are drawn, where the system shows them")
     out: str = flag("", "folder for the images; default: <run>/samples/step-<step>-<weights>-seed<seed>[-<flags>]")
 
 
@@ -48,6 +50,7 @@ def run(settings, options: Options, sampling) -> int:
     from tfgen import distribute, evaluation
     from tfgen.files import atomic_path
     from tfgen.monitor import grids
+    from tfgen.monitor.film import Film
     from tfgen.monitor.progress import Progress
     from tfgen.randomness import Key
     from tfgen.restore import restore
@@ -61,19 +64,20 @@ def run(settings, options: Options, sampling) -> int:
     if source is not None and options.split != "valid":
         name += f"-{options.split}"
     out = pathlib.Path(options.out) if options.out else pathlib.Path(options.run) / "samples" / name
+    key = Key.create(options.seed, "sample")
     progress: Progress | None = None
+    film = Film() if options.gif and ranks.is_first else None
 
-    def callback(done: int, total: int, preview: object) -> None:
-        del preview
+    def callback(done: int, total: int, preview) -> None:
         nonlocal progress
         if progress is None:
             progress = Progress(total, 0, "sampling", enabled=ranks.is_first).__enter__()
         progress.update(done, {})
+        if film is not None:
+            film.add(preview)
 
     try:
-        images = evaluation.sample(
-            system, options.count, Key.create(options.seed, "sample"), ranks, sampling, callback, source
-        )
+        images = evaluation.sample(system, options.count, key, ranks, sampling, callback, source)
     finally:
         if progress is not None:
             progress.__exit__(None, None, None)
@@ -83,8 +87,12 @@ def run(settings, options: Options, sampling) -> int:
         originals = np.zeros((0, *system.spec.shape), np.uint8) if source is None else source.read(wanted)["image"]
         grids.save_png(out / "grid.png", system.sample_grid(images, originals, sampling))
         arrays = {"images": images} | ({"originals": originals} if len(originals) else {})
-        with atomic_path(out / "samples.npz") as temporary:
-            np.savez(temporary, **arrays)
+        files = {"samples.npz": arrays, **system.sample_files(images, key, sampling)}
+        for file_name, contents in files.items():
+            with atomic_path(out / file_name) as temporary:
+                np.savez(temporary, **contents)
+        if film is not None:
+            film.save(out / "denoising.gif", system.name)
         print(f"{len(images)} images from the {restored.description}: {out}/ (grid.png, samples.npz)")
     return 0
 

@@ -53,3 +53,12 @@ def test_checkpoint_round_trip(tmp_path) -> None:
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="initial is 0"):
         LossScale(LossScaleSettings(initial=0.0))
+
+
+def test_growth_is_a_setting() -> None:
+    loss_scale = LossScale(LossScaleSettings(initial=2.0**20, minimum=1.0, growth=2.0**1e-3))
+    for _ in range(1000):
+        loss_scale.update(tf.constant(True), tf.constant(True))
+    assert float(loss_scale.scale) == pytest.approx(2.0**21, rel=1e-4)
+    with pytest.raises(ValueError, match=r"growth is 0\.5, expected a factor of at least 1"):
+        LossScale(LossScaleSettings(growth=0.5))

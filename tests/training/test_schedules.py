@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfgen.training.schedules import Constant, WarmupDecay
+from tfgen.training.schedules import Constant, LinearDecay, WarmupDecay
 
 
 def _reference(schedule: WarmupDecay, finished: int) -> float:
@@ -86,3 +86,12 @@ def test_constant() -> None:
 def test_refuses(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WarmupDecay(**{"peak": 1.0, "warmup_steps": 1, "total_steps": 2} | arguments)
+
+
+def test_linear_decay_is_a_straight_line_to_zero():
+    schedule = LinearDecay(1e-4, 500_000)
+    steps = np.array([0, 1, 250_000, 499_999, 500_000, 600_000])
+    expected = 1e-4 * np.maximum(1 - steps / 500_000, 0)
+    np.testing.assert_allclose(schedule(steps).numpy(), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="steps is 0, expected"):
+        LinearDecay(1e-4, 0)

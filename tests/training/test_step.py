@@ -128,6 +128,75 @@ def test_accumulation_must_divide_the_batch():
         build(accumulation=3)
 
 
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_microbatches_that_are_averaged_equal_the_whole_batch(size):
+    one, whole = build()
+    other, split = build(microbatch=size)
+    for number in range(3):
+        first, second = whole(batch(seed=number), NO_REQUEST), split(batch(seed=number), NO_REQUEST)
+        for name in ("loss", "bits_per_dim", "grad_norm"):
+            np.testing.assert_allclose(first[name], second[name], rtol=2e-6)
+    for a, b in zip(one.network.variables, other.network.variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-6)
+
+
+def test_an_uneven_last_microbatch_counts_its_images_once_or_its_mean_whole():
+    """3 + 3 + 2 images: averaged, the gradient is that of the whole batch; added, that of the three means."""
+    gradients = {}
+    for name, changes in {
+        "whole": {},
+        "mean": {"microbatch": 3},
+        "sum": {"microbatch": 3, "microbatches_add": True},
+    }.items():
+        state, step = build(**changes)
+        metrics, _, gradients[name] = step._loss_and_gradients(batch(), step._key.fold(state.step), tf.constant(1.0))
+        gradients[name + " loss"] = metrics["loss"]
+    state, step = build()
+    key, added = step._key.fold(state.step), 0.0
+    for part in (slice(0, 3), slice(3, 6), slice(6, 8)):
+        rows = {name: value[part] for name, value in batch().items()}
+        with tf.GradientTape() as tape:
+            loss = step._system.loss(rows, key.skip(part.start), training=True).objective
+        added += tape.gradient(loss, state.network.matrix).numpy()
+    np.testing.assert_allclose(gradients["mean"][0], gradients["whole"][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradients["sum"][0], added, rtol=1e-5, atol=1e-6)
+    for name in ("mean", "sum"):
+        np.testing.assert_allclose(gradients[name + " loss"], gradients["whole loss"], rtol=1e-6)
+
+
+def test_two_ways_to_split_a_batch_are_refused():
+    with pytest.raises(ValueError, match=r"--grad_accumulation=2 and microbatches of 4 .*drop one"):
+        build(accumulation=2, microbatch=4)
+
+
+def test_observations_arrive_between_microbatches_in_the_order_of_samples():
+    _, step = build(microbatch=3)
+    system = step._system
+    system.state.seen = tf.Variable(np.full(8, -1.0), dtype=tf.float64)
+    system.state.count = tf.Variable(0, dtype=tf.int32)
+
+    def loss(rows, key, training):
+        # The objective of a microbatch depends on what was observed in those before it.
+        healthy = Toy.loss(system, rows, key, training)
+        seen_before = tf.cast(system.state.count.read_value(), tf.float32)
+        values = rows["x"][:, 0]
+        pair = tf.stack([tf.reduce_sum(values), tf.cast(tf.shape(values)[0], tf.float32)])
+        return Loss(healthy.objective, {"seen": seen_before}, {"first": pair}, {"value": values})
+
+    def observe(observations):
+        (values,) = observations.values()
+        places = system.state.count + tf.range(tf.shape(values)[0])
+        system.state.seen.scatter_nd_update(places[:, None], tf.cast(values, tf.float64))
+        system.state.count.assign_add(tf.shape(values)[0])
+
+    system.loss, system.observe = loss, observe
+    outputs = step(batch(), NO_REQUEST)
+    values = batch()["x"][:, 0].numpy()
+    np.testing.assert_array_equal(system.state.seen.numpy(), values.astype(np.float64))
+    np.testing.assert_allclose(outputs["seen"], (0 * 3 + 3 * 3 + 6 * 2) / 8, rtol=1e-6)
+    np.testing.assert_allclose(outputs["first"], [values.sum(), 8.0], rtol=1e-6)
+
+
 def test_loss_scale_reacts_and_leaves_the_update_alone():
     plain, step = build()
     scaled, scaled_step = build(loss_scale=LossScaleSettings(initial=2.0**16))

@@ -9,8 +9,14 @@ from typing import Literal
 Statistic = Literal["mean", "mean_and_finite", "sum", "largest", "newest"]
 
 
-def summarize(records: Sequence[Mapping[str, float]], statistics: Mapping[str, Statistic]) -> dict[str, float]:
+Record = Mapping[str, float | tuple[float, float]]
+
+
+def summarize(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, float]:
     """Combines the records of several steps, metric by metric.
+
+    A metric that is a pair, sum and number of what only some samples have, becomes the mean over those of all steps;
+    it is left out where there was none.
 
     Args:
       records: metrics of each step, oldest first; one or more, all with the same names.
@@ -25,7 +31,12 @@ def summarize(records: Sequence[Mapping[str, float]], statistics: Mapping[str, S
       ValueError: a statistic that does not exist.
     """
     combined: dict[str, float] = {}
-    for name in records[-1]:
+    for name, newest in records[-1].items():
+        if isinstance(newest, tuple):
+            total, number = (sum(part) for part in zip(*(record[name] for record in records), strict=True))
+            if number:
+                combined[name] = total / number
+            continue
         values = [float(record[name]) for record in records]
         finite = [value for value in values if math.isfinite(value)]
         statistic = statistics.get(name, "mean")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from tfgen.training.state import TrainState
 
 Batch = dict[str, Any]  # arrays on the host, tensors on the device; first axis is the sample
-SampleCallback = Callable[[int, int, Any], None]  # (steps done, steps in all, preview images or None)
+# (steps done, steps in all, None or a function that gives a preview of the images being drawn, uint8 [B, H, W, C])
+SampleCallback = Callable[[int, int, Callable[[], np.ndarray] | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,16 @@ class Loss:
     Attributes:
       objective: float32 scalar to minimise, the mean over this rank's samples.
       metrics: float32 scalars to log, also means over this rank's samples ("bits_per_dim", ...).
+      partial_metrics: float32 [2] to log: sum and number of a value that only some samples have. What is logged is
+        the mean over those of all ranks and steps, and nothing where there was none.
+      observations: values of each sample, first axis [B], that `System.observe` wants to see for the samples of all
+        ranks; float64, or exactly representable in it.
     """
 
     objective: tf.Tensor
     metrics: dict[str, tf.Tensor]
+    partial_metrics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    observations: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
 
 
 class System(abc.ABC):
@@ -104,6 +111,15 @@ class System(abc.ABC):
     def loss(self, batch: Batch, key: Key, training: bool) -> Loss:
         """Objective of a prepared batch. `key` is the step's; fold a purpose into it before drawing."""
 
+    def observe(self, observations: dict[str, tf.Tensor]) -> None:
+        """Takes note of `Loss.observations` in `state`, inside the compiled step, after the forward pass of each
+        microbatch and before the next is computed: rows of the first rank, then of the second, ...
+
+        It is called on steps that are skipped, too: leave out what is not finite. Every rank sees the same rows, and
+        must come to the same state.
+        """
+        del observations
+
     def after_update(self, step: int, outputs: dict[str, Any]) -> None:
         """Called on the host after each step with its averaged metrics, for systems that keep track of them."""
         del step, outputs
@@ -135,6 +151,19 @@ class System(abc.ABC):
           images: those at `images_wanted(first sample, count, options)`, uint8 [n, H, W, C].
         """
 
+    def default_sample_options(self) -> Any:
+        """The `sample_options_class` instance of the sample grids during training."""
+        return self.sample_options_class()
+
+    def sample_files(self, samples: np.ndarray, key: Key, options: Any) -> dict[str, dict[str, np.ndarray]]:
+        """Further `.npz` files about samples, arrays by name of the file and of the array.
+
+        Args:
+          samples: uint8 [N, H, W, C], those that `sample` gives for the same `key` and `options`.
+        """
+        del samples, key, options
+        return {}
+
     def sample_grid(self, samples: np.ndarray, originals: np.ndarray, options: Any) -> np.ndarray:
         """The picture of samples that people look at, uint8 [height, width, C].
 
@@ -152,11 +181,12 @@ class System(abc.ABC):
     @abc.abstractmethod
     def evaluate(
         self, batches: Iterable[dict[str, np.ndarray]], options: Any, folder: pathlib.Path
-    ) -> dict[str, float]:
+    ) -> dict[str, float | np.ndarray]:
         """Metrics over raw batches as `EvaluationBatches` gives them, and "examples", the number of images.
 
         The names say what is a likelihood and what a bound. Each metric is a mean over the examples, so that
-        ranks can be combined. `batches` can be iterated more than once; the last batch may be smaller.
+        ranks can be combined; a metric may be an array, of the same shape on every rank, even
+        one without images. `batches` can be iterated more than once; the last batch may be smaller.
         Per-image results that `options` (an instance of `evaluate_options_class`) asks for go to `folder`.
         """
 

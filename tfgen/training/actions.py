@@ -12,7 +12,6 @@ import numpy as np
 from tfgen import evaluation
 from tfgen.data.source import Splits
 from tfgen.distribute import Ranks
-from tfgen.monitor import grids
 from tfgen.randomness import Key
 from tfgen.settings import Settings
 from tfgen.systems.base import System
@@ -71,7 +70,7 @@ def evaluation_action(
                 run.path / "evaluation" / f"{recipe.eval_split}-step-{step:09d}",
                 limit=settings.run.eval_images,
             )
-        reporter.evaluated(recipe.eval_split, result, step)
+        reporter.evaluated(recipe.eval_split, evaluation.numbers(result), step)
 
     return Action(
         recipe.eval_every,
@@ -96,9 +95,13 @@ def sample_action(
         return run.samples / f"step-{step:09d}-{name}.png"
 
     def draw(name: str, step: int) -> None:
-        images = evaluation.sample(system, recipe.sample_count, key, ranks, system.sample_options_class())
+        options = system.default_sample_options()
+        images = evaluation.sample(system, recipe.sample_count, key, ranks, options, source=source)
         if ranks.is_first:
-            reporter.picture(f"samples/{name}", grids.display_grid(images), step, path(name, step))
+            wanted = system.images_wanted(0, recipe.sample_count, options)
+            originals = source.read(wanted)["image"] if len(wanted) else np.zeros((0, *system.spec.shape), np.uint8)
+            grid = system.sample_grid(images, originals, options)
+            reporter.picture(f"samples/{name}", grid, step, path(name, step))
 
     def draw_pictures(step: int) -> None:
         if ranks.is_first and len(shown):

@@ -6,7 +6,6 @@ import tensorflow as tf
 
 from tfgen.training.recipe import LossScaleSettings
 
-GROWTH = 1.0003466337  # doubles in 2000 good steps
 BACKOFF = 0.5
 # The growth itself knows no limit. Beyond this, 1 / scale is no normal float32 and devices may flush it to zero.
 CEILING = 2.0**126
@@ -30,6 +29,8 @@ class LossScale(tf.Module):
         for field in ("initial", "minimum"):
             if not 0 < getattr(settings, field) < float("inf"):
                 raise ValueError(f"the loss scale's {field} is {getattr(settings, field)}, expected a positive number")
+        if not 1 <= settings.growth < float("inf"):
+            raise ValueError(f"the loss scale's growth is {settings.growth}, expected a factor of at least 1")
         self.settings = settings
         self.scale = tf.Variable(settings.initial, dtype=tf.float32, trainable=False, name="loss_scale")
 
@@ -44,6 +45,6 @@ class LossScale(tf.Module):
         if not self.settings.dynamic:
             return
         scale = self.scale.read_value()
-        grown = tf.minimum(scale * GROWTH, CEILING)
+        grown = tf.minimum(scale * self.settings.growth, CEILING)
         backed_off = tf.where(scale > self.settings.minimum, scale * BACKOFF, scale)
         self.scale.assign(tf.where(loss_is_finite, tf.where(norm_is_finite, grown, backed_off), scale))

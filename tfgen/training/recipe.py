@@ -26,6 +26,9 @@ class Recipe:
     Attributes:
       seed: the run's seed: order of the data, initial weights, noise.
       batch_size: images per rank and update.
+      microbatch: images of a rank that are computed at a time, the last of a batch may be fewer; 0 for all.
+      microbatches_add: the gradients of microbatches, each the mean over its own images, are added; otherwise they are
+        averaged over the images, and the update is the same as without microbatches.
       steps: updates after which the run ends by default.
       optimizer: an unbuilt `Optimizer`.
       learning_rate: function of the number of finished updates (int64 scalar) to a float32 scalar.
@@ -56,6 +59,8 @@ class Recipe:
     steps: int
     optimizer: Optimizer
     learning_rate: Callable[[tf.Tensor], tf.Tensor]
+    microbatch: int = 0
+    microbatches_add: bool = False
     max_grad_norm: float | None = None
     clip_epsilon: float = 0.0
     max_update_norm: float | None = None
@@ -88,8 +93,10 @@ class LossScaleSettings:
       initial: scale at the first step of a run.
       minimum: the scale is never halved from at or below this value.
       dynamic: grow on good steps and halve on overflow; otherwise `initial` throughout.
+      growth: factor of a good step.
     """
 
     initial: float = 2.0**16
     minimum: float = 2.0**10
     dynamic: bool = True
+    growth: float = 1.0003466337  # doubles in 2000 good steps

@@ -81,8 +81,13 @@ class Reporter:
         return step % every == 0 or (step <= 256 and step & (step - 1) == 0)
 
     def add(self, outputs: dict[str, Any], images: int, wait_seconds: float) -> None:
-        """Notes the outputs of one step that used `images` images and waited so long for them."""
-        self._records.append({name: float(value) for name, value in outputs.items()})
+        """Notes the outputs of one step that used `images` images and waited so long for them.
+
+        Outputs of shape [2] are sum and number of a metric that only some samples have.
+        """
+        self._records.append(
+            {name: tuple(map(float, value)) if np.ndim(value) else float(value) for name, value in outputs.items()}
+        )
         self._images += images
         self._wait += wait_seconds
         self._headline = {name: float(outputs[name]) for name in ("loss", "bits_per_dim") if name in outputs}
@@ -108,7 +113,7 @@ class Reporter:
         self._clear()
 
     def _clear(self) -> None:
-        self._records: list[dict[str, float]] = []
+        self._records: list[dict[str, float | tuple[float, ...]]] = []
         self._images, self._wait, self._since = 0, 0.0, time.monotonic()
 
     # Side jobs ------------------------------------------------------------------------------------------

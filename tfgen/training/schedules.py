@@ -56,6 +56,27 @@ class LinearWarmup:
 
 
 @dataclasses.dataclass(frozen=True)
+class LinearDecay:
+    """A straight line down to zero: peak (1 - i / steps) at step i = 0, 1, ..., and zero from `steps` on.
+
+    Raises:
+      ValueError: `steps` below 1.
+    """
+
+    peak: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, expected the number of updates until the rate is zero, 1 or more")
+
+    def __call__(self, finished_updates: Steps) -> tf.Tensor:
+        # In float64: 1 - i / steps in float32 would lose the last digits of the last rates.
+        share = 1.0 - tf.cast(_as_int64(finished_updates), tf.float64) / self.steps
+        return tf.cast(self.peak * tf.maximum(share, 0.0), tf.float32)
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmupDecay:
     """A linear warm-up, then half a cosine or a straight line down to zero.
 

@@ -9,7 +9,6 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -244,17 +243,21 @@ class DistAug(System):
         total = -(-count // size) * self.spec.dims
         for first in range(0, count, size):
 
-            def progress(done: int, _: int, preview: Any, first: int = first) -> None:
+            def progress(done: int, _: int, tokens: np.ndarray, first: int = first) -> None:
                 if callback is not None:
-                    callback(first // size * self.spec.dims + done, total, preview)
+                    callback(first // size * self.spec.dims + done, total, lambda: self._images(tokens))
 
             # A short last batch is drawn whole: one compiled sampler serves all.
             conditioning = None if row is None else tf.constant(np.tile(row, [size, 1]))
             tokens = decode.sample(
                 self.network, key.skip(first), size, conditioning, temperature=temperature, callback=progress
             )
-            parts.append(np.asarray(tokens)[: count - first])
-        return np.concatenate(parts).astype(np.uint8).reshape(count, *self.spec.shape)
+            parts.append(self._images(np.asarray(tokens))[: count - first])
+        return np.concatenate(parts)
+
+    def _images(self, tokens: np.ndarray) -> np.ndarray:
+        """uint8 [B, H, W, C] from the levels of sub-pixels [B, H W C]."""
+        return tokens.astype(np.uint8).reshape(len(tokens), *self.spec.shape)
 
     def _conditioning_row(self, text: str) -> np.ndarray | None:
         """int32 [K] from "sos_rot=1,sos_tr=0"; the types that are not named get 0. None without conditioning."""
