@@ -34,6 +34,11 @@ Weights = list[tf.Tensor]  # kernel, bias, kernel, bias ... of a bottleneck, ker
 
 def convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Stride 1, zero padding that keeps the size: [B, r, r, in] -> [B, r, r, out]."""
+    height, width, inputs, outputs = kernel.shape
+    if height == width == 1:
+        # The same numbers as one matrix product over all pixels, whose gradients TensorFlow computes faster.
+        rows = tf.matmul(tf.reshape(x, [-1, inputs]), tf.reshape(kernel, [inputs, outputs]))
+        return tf.reshape(tf.nn.bias_add(rows, bias), tf.concat([tf.shape(x)[:3], [outputs]], 0))
     return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=1, padding="SAME"), bias)
 
 
