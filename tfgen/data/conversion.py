@@ -12,19 +12,17 @@ import pathlib
 import shutil
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from tfgen.data.errors import DataError, RejectedImagesError
-from tfgen.data.folder import attempt, reading_threads
 from tfgen.data.image_codec import SUFFIXES, Header, UnusableImageError, decode, inspect
 from tfgen.data.image_files import ImageFiles
+from tfgen.data.reading import attempt, in_threads
 from tfgen.files import atomic_path
 
-Result = TypeVar("Result")
 OnProgress = Callable[[int], None]  # called with the number of files done
 
 _CHANNELS = 3
@@ -98,7 +96,7 @@ def take_inventory(
     with warnings.catch_warnings():
         # Pillow warns of sizes that `inspect` rejects. Set around all threads: filters belong to the process.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for result in _in_threads(examine, names, _MOST_AT_ONCE):
+        for result in in_threads(examine, names, _MOST_AT_ONCE):
             found.append(shared.setdefault(result, result))
             on_progress(len(found))
     sizes = collections.Counter(result for result in found if isinstance(result, tuple))
@@ -151,7 +149,7 @@ def write_array(
             # Written in order rather than memory-mapped: a full disk is then an error, not a signal that kills.
             stream.write(_array_header(len(inventory.names), header))
             at_once = min(max(_LEAST_AT_ONCE, _BYTES_AT_ONCE // inventory.image_bytes), _MOST_AT_ONCE)
-            results = _in_threads(pixels, inventory.names, at_once)
+            results = in_threads(pixels, inventory.names, at_once)
             for done, (name, result) in enumerate(zip(inventory.names, results, strict=True), start=1):
                 if isinstance(result, UnusableImageError):
                     inventory.rejects[name] = str(result)
@@ -176,12 +174,6 @@ def rejects_table(rejects: dict[str, str], most: int = 50) -> str:
             f"  {count:>9}  {reason}" for reason, count in collections.Counter(rejects.values()).most_common(most)
         ]
     return "\n".join(lines)
-
-
-def _in_threads(function: Callable[[str], Result], names: Sequence[str], at_once: int) -> Iterator[Result]:
-    """Results in the order of names. `Executor.map` alone would queue all calls, and keep all results, at once."""
-    for start in range(0, len(names), at_once):
-        yield from reading_threads().map(function, names[start : start + at_once])
 
 
 def _check_rejects(inventory: Inventory, path: pathlib.Path, allowed: bool, left: int) -> None:
