@@ -13,6 +13,7 @@ import shutil
 import struct
 import warnings
 from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -41,6 +42,7 @@ class Inventory:
       height, width: size of every image that is taken, in pixels.
       names: files that are taken, sorted by path.
       rejects: reason by name of those that are not; `write_array` adds what turns out to be damaged.
+      wanted: what files must be converted to in order to be taken, for messages.
     """
 
     files: ImageFiles
@@ -48,6 +50,7 @@ class Inventory:
     width: int
     names: list[str]
     rejects: dict[str, str]
+    wanted: str = "8-bit RGB images of one size"
 
     @property
     def image_bytes(self) -> int:
@@ -122,10 +125,19 @@ def write_array(
     path: pathlib.Path,
     allow_rejects: bool = False,
     on_progress: OnProgress = lambda done: None,
+    read: Callable[[BinaryIO], np.ndarray] | None = None,
 ) -> int:
     """Writes the images as uint8 [N, H, W, 3] in the order of `inventory.names`; returns N.
 
     `path` appears when the file is whole, in place of one that may be there.
+
+    Args:
+      inventory: what to write.
+      path: of the array file.
+      allow_rejects: leave out what cannot be used.
+      on_progress: called after each file.
+      read: gives the uint8 [H, W, 3] pixels of an opened file, or raises `UnusableImageError`; by default those of
+        the whole picture.
 
     Raises:
       RejectedImagesError: something was rejected, now or before, and `allow_rejects` does not permit it, or nothing is
@@ -137,7 +149,7 @@ def write_array(
 
     def pixels(name: str) -> np.ndarray | UnusableImageError:
         try:
-            return attempt(lambda stream: decode(stream, header), inventory.files, name)
+            return attempt(read or (lambda stream: decode(stream, header)), inventory.files, name)
         except UnusableImageError as error:
             return error
 
@@ -181,7 +193,7 @@ def _check_rejects(inventory: Inventory, path: pathlib.Path, allowed: bool, left
         remedy = "move them away, or leave them out with --allow_rejects" if left else "none is left"
         raise RejectedImagesError(
             f"{len(inventory.rejects)} of the {len(inventory.files.names)} files of {inventory.files.title} cannot be "
-            f"used, and {path} was not written: convert them to 8-bit RGB images of one size; {remedy}"
+            f"used, and {path} was not written: convert them to {inventory.wanted}; {remedy}"
         )
 
 

@@ -13,6 +13,7 @@ from tfgen.data.image_files import ImageFiles
 from tfgen.data.reading import UsableFiles, attempt
 from tfgen.data.source import ImageSpec, Source
 
+WANTED = f"8-bit images ({', '.join(crops.FORMATS)})"
 _SHOWN = 5  # classes in a message about many
 
 
@@ -55,16 +56,14 @@ class PreparedFolder(Source):
         class_names: Sequence[str] | None = None,
     ):
         self.name = files.title
-        if not files.names:
-            suffixes = ", ".join(f".{suffix}" for suffix in listing.SUFFIXES)
-            raise DataError(f"{self.name} has no images: looked for {suffixes} files, sub-folders included")
+        check_not_empty(files)
         self._size, self._convert_first = image_size, convert_first
         self.class_names: tuple[str, ...] | None = None
         self._labels: np.ndarray | None = None  # int32 [N]
         if class_cond:
-            self.class_names, labels = _classes(files, class_names)
+            self.class_names, labels = classes_of(files, class_names)
             _check_count(self.name, self.class_names, max_classes)
-        remedy = f"Convert these files to 8-bit images ({', '.join(crops.FORMATS)}), or move them away."
+        remedy = f"Convert these files to {WANTED}, or move them away."
         self._usable = UsableFiles(files, files.names, self.name, remedy)
         self._usable.inspect(lambda name: attempt(lambda stream: crops.inspect(stream, image_size), files, name))
         self.rejects = self._usable.rejects
@@ -105,8 +104,19 @@ def open_image_folder(
     return PreparedFolder(files, image_size, class_cond, max_classes, convert_first, class_names)
 
 
-def _classes(files: ImageFiles, known: Sequence[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes, and the number of each file's: int32 [N]."""
+def check_not_empty(files: ImageFiles) -> None:
+    """Raises `DataError` where there are no images."""
+    if not files.names:
+        suffixes = ", ".join(f".{suffix}" for suffix in listing.SUFFIXES)
+        raise DataError(f"{files.title} has no images: looked for {suffixes} files, sub-folders included")
+
+
+def classes_of(files: ImageFiles, known: Sequence[str] | None = None) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes, `known` or found, and the number of each file's: int32 [N].
+
+    Raises:
+      DataError: as `PreparedFolder`.
+    """
     found, labels = listing.number_classes(files.names)
     if known is not None:
         numbers = {name: number for number, name in enumerate(known)}
