@@ -48,6 +48,7 @@ EXTRAS_REQUIRE = {
     "cpu": ["tensorflow-cpu>=2.15,<2.16"],
     "gpu": ["tensorflow[and-cuda]>=2.15,<2.16"],
     "horovod": ["horovod==0.28.1"],  # compiles against the installed TensorFlow: see README.md
+    "lsun": ["lmdb"],  # `python -m tfgen.convert lsun` reads its databases
     # The tools of the tests, then what Horovod needs beside TensorFlow, to be built and to run.
     "dev": ["mypy", "pytest", "ruff", "cloudpickle", "packaging", "psutil", "pyyaml", "wheel"],
 }

@@ -9,44 +9,32 @@ A run from a checkpoint of the original code. It can be sampled, evaluated, expo
 One array, uint8 [N, H, W, 3], from the images in a folder (sub-folders included) or zip archive, sorted by path.
 Palette and grey images become RGB without loss. Other files, and images of another size than most, are rejected and
 listed; then nothing is written and the exit code is 1, unless --allow_rejects leaves them out. Nothing is resized.
+
+    python -m tfgen.convert crops FOLDER OUT.npy --size=R [--labels] [--convert_first] [--allow_rejects] [--overwrite]
+
+One array, uint8 [N, R, R, 3], from images of any sizes: the crops that improved diffusion trains on, in its order.
+--labels writes the classes, the parts of the file names before the first underscore, to OUT_labels.npy as well.
+
+    python -m tfgen.convert cifar10 OUT_FOLDER [--data_dir=DIR]
+
+OUT_FOLDER/cifar_train and cifar_test with CIFAR-10 as PNG files CLASS_IIIII.png. A split whose folder is there already
+is skipped. A conversion that was interrupted starts afresh.
+
+    python -m tfgen.convert lsun LMDB_FOLDER OUT_FOLDER [--image_size=256] [--prefix=bedroom] [--allow_rejects]
+
+PNG files PREFIX_IIIIIII.png from a database of LSUN, the shorter side resized to the size and the rest cropped. Needs
+the package lmdb. A conversion that was interrupted goes on where it was; until then its files are in a hidden folder
+beside OUT_FOLDER.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import pathlib
-import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from tfgen.flagfields import SettingsError, check_values, flag
-
-_EXPECTED = "expected `checkpoint FILE --hps=PRESET` or `images FOLDER OUT.npy`"
-
-
-@dataclasses.dataclass(frozen=True)
-class ImagesOptions:
-    """Flags of `tfgen.convert images`."""
-
-    size: str = flag(
-        "", "HEIGHTxWIDTH of the images, or one number for both; others are rejected. By default that of most of them."
-    )
-    allow_rejects: bool = flag(False, "Leave out files that cannot be used, and write the others.")
-    overwrite: bool = flag(False, "Replace OUT.npy if it is there.")
-
-    def __post_init__(self) -> None:
-        check_values(self)
-        _ = self.height_and_width
-
-    @property
-    def height_and_width(self) -> tuple[int, int] | None:
-        """The size in pixels, or None for that of most images."""
-        if not self.size:
-            return None
-        match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", self.size)
-        if match is None:
-            raise SettingsError(f"--size={self.size}: expected HEIGHTxWIDTH such as 64x64, or one number for both")
-        return int(match[1]), int(match[2] or match[1])
+from tfgen.convert_data import VERBS, Verb
+from tfgen.flagfields import SettingsError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,53 +46,29 @@ def main(argv: list[str] | None = None) -> int:
     with reported_errors():
         if {"--help", "-h"} & set(arguments[:2]):
             print(__doc__)
-            print(help_text("flags of images", ImagesOptions))
+            print("\n\n".join(help_text(f"flags of {name}", verb.options) for name, verb in VERBS.items()))
             return 0
-        if arguments[:1] == ["images"]:
-            return convert_images(*_images_arguments(arguments[1:]))
+        if arguments and arguments[0] in VERBS:
+            verb = VERBS[arguments[0]]
+            places, options = _places_and_options(arguments[0], verb, arguments[1:])
+            return verb.convert(*places, options)
         if len(arguments) < 2 or arguments[0] != "checkpoint" or arguments[1].startswith("-"):
-            raise SettingsError(f"{_EXPECTED}, found {' '.join(arguments) or 'nothing'}")
+            usages = ["checkpoint FILE --hps=PRESET", *(verb.usage(name) for name, verb in VERBS.items())]
+            expected = " or ".join(f"`{usage}`" for usage in usages)
+            raise SettingsError(f"expected {expected}, found {' '.join(arguments) or 'nothing'}")
         return convert_checkpoint(arguments[1], parse(arguments[2:]))
     return 1
 
 
-def _images_arguments(arguments: Sequence[str]) -> tuple[str, str, ImagesOptions]:
+def _places_and_options(name: str, verb: Verb, arguments: Sequence[str]) -> tuple[list[str], Any]:
     from tfgen import commandline
 
-    (options,), rest = commandline.take_words(commandline.expand(arguments), ImagesOptions)
+    (options,), rest = commandline.take_words(commandline.expand(arguments), verb.options)
     places = [word.text for word in rest if word.flag_name is None]
-    commandline.parse_words([word for word in rest if word.flag_name is not None], ImagesOptions)  # none is known
-    if len(places) != 2:
-        raise SettingsError(f"expected `images FOLDER OUT.npy`, found {' '.join(places) or 'neither'}")
-    return places[0], places[1], options
-
-
-def convert_images(source: str, out: str, options: ImagesOptions) -> int:
-    """Writes the array file; returns the exit code. Raises `DataError` where that cannot be done."""
-    from tfgen.data import conversion
-    from tfgen.data.errors import DataError
-    from tfgen.data.folder import open_files
-    from tfgen.monitor.progress import Progress
-
-    path = pathlib.Path(out)
-    if path.suffix != ".npy":
-        raise SettingsError(f"{out}: expected a name that ends in .npy")
-    if path.is_dir():
-        raise DataError(f"{out} is a folder: choose another name")
-    if path.exists() and not options.overwrite:
-        raise DataError(f"{out} exists already: choose another name, or replace it with --overwrite")
-    files = open_files(source)
-    with Progress(len(files.names), description="read headers", unit="files") as progress:
-        inventory = conversion.take_inventory(files, options.height_and_width, progress.update)
-    try:
-        with Progress(len(inventory.names), description="convert", unit="images") as progress:
-            count = conversion.write_array(inventory, path, options.allow_rejects, progress.update)
-    finally:
-        if inventory.rejects:
-            print(f"rejected {len(inventory.rejects)} of {len(files.names)} files:")
-            print(conversion.rejects_table(inventory.rejects), flush=True)
-    print(f"{out}: uint8 [{count}, {inventory.height}, {inventory.width}, 3], sorted by path")
-    return 0
+    commandline.parse_words([word for word in rest if word.flag_name is not None], verb.options)  # none is known
+    if len(places) != len(verb.places):
+        raise SettingsError(f"expected `{verb.usage(name)}`, found {' '.join(places) or 'nothing'}")
+    return places, options
 
 
 def convert_checkpoint(path: str, settings) -> int:

@@ -48,6 +48,23 @@ def test_npz_with_labels(tmp_path):
     assert batch["label"].dtype == np.int32
 
 
+def test_npy_with_labels_beside_it(tmp_path):
+    labels = np.array([0, 2, 1, 2, 0, 0, 1])
+    np.save(tmp_path / "a.npy", IMAGES)
+    np.save(tmp_path / "a_labels.npy", labels)
+    source = open_array(tmp_path / "a.npy")
+    assert source.spec.num_classes == 3
+    batch = source.read(SOME)
+    np.testing.assert_array_equal(batch["image"], IMAGES[SOME])
+    np.testing.assert_array_equal(batch["label"], labels[SOME])
+    for wrong in (labels[:-1], labels - 1, labels / 2, labels[:, None], np.array([{}] * 7)):
+        np.save(tmp_path / "a_labels.npy", wrong)
+        with pytest.raises(DataError, match=r"a_labels\.npy"):
+            open_array(tmp_path / "a.npy")
+    (tmp_path / "a_labels.npy").unlink()
+    assert open_array(tmp_path / "a.npy").spec.num_classes is None
+
+
 def test_npz_with_one_array_of_any_name(tmp_path):
     np.savez(tmp_path / "a.npz", faces=IMAGES, weights=np.zeros(3))
     np.testing.assert_array_equal(open_array(tmp_path / "a.npz").read(SOME)["image"], IMAGES[SOME])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.data.images import BAD, damaged_inside, encode, pixels, write_folder
-from tfgen.data import folder as folder_module
+from tfgen.data import reading
 from tfgen.data.errors import DataError, RejectedImagesError, UnreadableFileError
 from tfgen.data.folder import ImageFolder, open_files
 from tfgen.data.image_files import FolderFiles
@@ -19,7 +19,7 @@ from tfgen.data.image_files import FolderFiles
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(folder_module, "RETRY_DELAYS", (0, 0))
+    monkeypatch.setattr(reading, "RETRY_DELAYS", (0, 0))
 
 
 def open_folder(path, *arguments, **options) -> ImageFolder:

@@ -84,6 +84,8 @@ def open_array(
 ) -> ArraySource:
     """Opens an `.npy` file (memory-mapped) or an `.npz` file (loaded); see `ArraySource` for shapes and layouts.
 
+    The labels of `NAME.npy`, if any, are the integer vector in the file `NAME_labels.npy` beside it.
+
     The images of an `.npz` are its array "images", "x" or "arr_0", else its only uint8 array of rank two or more;
     labels, if any, are its integer vector "labels", "y", "label" or "arr_1" of the same length. Object arrays are
     never loaded, since that would run code from the file. The sizes that an `.npz` declares are checked before memory
@@ -98,11 +100,20 @@ def open_array(
     labels = None
     if path.suffix.lower() == ".npy":
         images = _map_npy(path)
+        beside = labels_path(path)
+        if beside.is_file():
+            check_pixels(images.shape, images.dtype, path.name, sample=images)
+            labels = _checked_labels(_map_npy(beside), len(images), beside.name)
     elif path.suffix.lower() == ".npz":
         images, labels = _load_npz(path, largest_load)
     else:
         raise DataError(f"{path}: expected a name that ends in .npy or .npz")
     return ArraySource(images, path.name, shape=shape, layout=layout, labels=labels)
+
+
+def labels_path(path: pathlib.Path) -> pathlib.Path:
+    """Where the labels of the images in an `.npy` file are: "x/cats.npy" -> "x/cats_labels.npy"."""
+    return path.with_name(f"{path.stem}_labels.npy")
 
 
 def check_pixels(shape: tuple[int, ...], dtype: np.dtype, name: str, sample: np.ndarray | None = None) -> None:

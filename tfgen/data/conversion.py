@@ -12,19 +12,18 @@ import pathlib
 import shutil
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
 from tfgen.data.errors import DataError, RejectedImagesError
-from tfgen.data.folder import attempt, reading_threads
 from tfgen.data.image_codec import SUFFIXES, Header, UnusableImageError, decode, inspect
 from tfgen.data.image_files import ImageFiles
+from tfgen.data.reading import attempt, in_threads
 from tfgen.files import atomic_path
 
-Result = TypeVar("Result")
 OnProgress = Callable[[int], None]  # called with the number of files done
 
 _CHANNELS = 3
@@ -43,6 +42,7 @@ class Inventory:
       height, width: size of every image that is taken, in pixels.
       names: files that are taken, sorted by path.
       rejects: reason by name of those that are not; `write_array` adds what turns out to be damaged.
+      wanted: what files must be converted to in order to be taken, for messages.
     """
 
     files: ImageFiles
@@ -50,6 +50,7 @@ class Inventory:
     width: int
     names: list[str]
     rejects: dict[str, str]
+    wanted: str = "8-bit RGB images of one size"
 
     @property
     def image_bytes(self) -> int:
@@ -98,7 +99,7 @@ def take_inventory(
     with warnings.catch_warnings():
         # Pillow warns of sizes that `inspect` rejects. Set around all threads: filters belong to the process.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for result in _in_threads(examine, names, _MOST_AT_ONCE):
+        for result in in_threads(examine, names, _MOST_AT_ONCE):
             found.append(shared.setdefault(result, result))
             on_progress(len(found))
     sizes = collections.Counter(result for result in found if isinstance(result, tuple))
@@ -124,10 +125,19 @@ def write_array(
     path: pathlib.Path,
     allow_rejects: bool = False,
     on_progress: OnProgress = lambda done: None,
+    read: Callable[[BinaryIO], np.ndarray] | None = None,
 ) -> int:
     """Writes the images as uint8 [N, H, W, 3] in the order of `inventory.names`; returns N.
 
     `path` appears when the file is whole, in place of one that may be there.
+
+    Args:
+      inventory: what to write.
+      path: of the array file.
+      allow_rejects: leave out what cannot be used.
+      on_progress: called after each file.
+      read: gives the uint8 [H, W, 3] pixels of an opened file, or raises `UnusableImageError`; by default those of
+        the whole picture.
 
     Raises:
       RejectedImagesError: something was rejected, now or before, and `allow_rejects` does not permit it, or nothing is
@@ -139,7 +149,7 @@ def write_array(
 
     def pixels(name: str) -> np.ndarray | UnusableImageError:
         try:
-            return attempt(lambda stream: decode(stream, header), inventory.files, name)
+            return attempt(read or (lambda stream: decode(stream, header)), inventory.files, name)
         except UnusableImageError as error:
             return error
 
@@ -151,7 +161,7 @@ def write_array(
             # Written in order rather than memory-mapped: a full disk is then an error, not a signal that kills.
             stream.write(_array_header(len(inventory.names), header))
             at_once = min(max(_LEAST_AT_ONCE, _BYTES_AT_ONCE // inventory.image_bytes), _MOST_AT_ONCE)
-            results = _in_threads(pixels, inventory.names, at_once)
+            results = in_threads(pixels, inventory.names, at_once)
             for done, (name, result) in enumerate(zip(inventory.names, results, strict=True), start=1):
                 if isinstance(result, UnusableImageError):
                     inventory.rejects[name] = str(result)
@@ -178,18 +188,12 @@ def rejects_table(rejects: dict[str, str], most: int = 50) -> str:
     return "\n".join(lines)
 
 
-def _in_threads(function: Callable[[str], Result], names: Sequence[str], at_once: int) -> Iterator[Result]:
-    """Results in the order of names. `Executor.map` alone would queue all calls, and keep all results, at once."""
-    for start in range(0, len(names), at_once):
-        yield from reading_threads().map(function, names[start : start + at_once])
-
-
 def _check_rejects(inventory: Inventory, path: pathlib.Path, allowed: bool, left: int) -> None:
     if inventory.rejects and not (allowed and left):
         remedy = "move them away, or leave them out with --allow_rejects" if left else "none is left"
         raise RejectedImagesError(
             f"{len(inventory.rejects)} of the {len(inventory.files.names)} files of {inventory.files.title} cannot be "
-            f"used, and {path} was not written: convert them to 8-bit RGB images of one size; {remedy}"
+            f"used, and {path} was not written: convert them to {inventory.wanted}; {remedy}"
         )
 
 

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import functools
-import logging
 import os
-import threading
-import time
-import warnings
 from collections.abc import Callable, Sequence
-from typing import BinaryIO, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
-from PIL import Image
 
-from tfgen.data.errors import DataError, RejectedImagesError, UnreadableFileError
+from tfgen.data.errors import DataError
 from tfgen.data.image_codec import SUFFIXES, Header, UnusableImageError, decode, inspect
 from tfgen.data.image_files import FolderFiles, ImageFiles, ZipFiles
+from tfgen.data.reading import UsableFiles, attempt
 from tfgen.data.source import ImageSpec, Source
 
 LabelRule = Literal["auto", "folder", "prefix", "none"]
-Result = TypeVar("Result")
 
-LARGEST_REJECTED_SHARE = 0.01
-RETRY_DELAYS = (0.1, 0.5, 2.0)  # seconds before each further attempt at a file that the system would not give
-_SHOWN = 10  # names in a message about many files
-
-_log = logging.getLogger(__name__)
+_SHOWN = 10  # sizes or classes in a message about many
 
 
 def open_files(path: str | os.PathLike) -> ImageFiles:
@@ -78,12 +67,12 @@ class ImageFolder(Source):
         candidates = [name for name in files.names if name.startswith(self._prefix)]
         if not candidates:
             raise DataError(f"{self.name} is empty: looked for {', '.join(SUFFIXES)} files, sub-folders included")
-        self.rejects: dict[str, str] = {}
-        self._lock = threading.Lock()  # guards `rejects` once images are read
-        self._candidate_count = len(candidates)
+        remedy = f"Convert these files to 8-bit grey or RGB images ({', '.join(SUFFIXES)}), or move them away."
+        self._usable = UsableFiles(files, candidates, self.name, remedy)
+        self.rejects = self._usable.rejects
 
-        headers = self._inspect_all(candidates)
-        self._names = list(headers)
+        headers = self._usable.inspect(self._header_of)
+        self._names = self._usable.names
         self._header = self._common_header(headers)
         self.label_rule = self._resolved(labels)
         self.class_names: tuple[str, ...] | None = None
@@ -104,77 +93,29 @@ class ImageFolder(Source):
         return len(self._names)
 
     def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        decoded = list(reading_threads().map(self._image, np.asarray(indices).tolist()))
-        batch = {"image": np.stack([pixels for pixels, _ in decoded])}  # uint8 [n, H, W, C]
+        images, shown = self._usable.read(np.asarray(indices).tolist(), lambda stream: decode(stream, self._header))
+        batch = {"image": np.stack(images)}  # uint8 [n, H, W, C]
         if self._labels is not None:
-            batch["label"] = self._labels[[index for _, index in decoded]]
+            batch["label"] = self._labels[shown]
         return batch
 
-    def _image(self, index: int) -> tuple[np.ndarray, int]:
-        """The pixels of image `index` or, if it is damaged, of the next good one; and the index used."""
-        for candidate in range(index, index + len(self._names)):
-            candidate %= len(self._names)
-            name = self._names[candidate]
-            if name in self.rejects:
-                continue
-            try:
-                return attempt(lambda stream: decode(stream, self._header), self._files, name), candidate
-            except UnusableImageError as error:
-                with self._lock:
-                    self._reject(name, str(error))
-                    self._check_rejects()
-        raise RejectedImagesError(f"{self.name}: no image is left that can be decoded")
+    def _header_of(self, name: str) -> Header:
+        if not name.lower().endswith(SUFFIXES):
+            raise UnusableImageError(f"not an image by its name; expected {', '.join(SUFFIXES)}")
+        return attempt(inspect, self._files, name)
 
-    def _inspect_all(self, names: list[str]) -> dict[str, Header]:
-        """Headers of the usable files, by name and in the order of names."""
-
-        def examine(name: str) -> Header | UnusableImageError:
-            if not name.lower().endswith(SUFFIXES):
-                return UnusableImageError(f"not an image by its name; expected {', '.join(SUFFIXES)}")
-            try:
-                return attempt(inspect, self._files, name)
-            except UnusableImageError as error:
-                return error
-
-        with warnings.catch_warnings():
-            # Pillow warns of sizes that `inspect` rejects. Set around all threads: filters belong to the process.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            found = dict(zip(names, reading_threads().map(examine, names), strict=True))
-        for name, result in found.items():
-            if isinstance(result, UnusableImageError):
-                self._reject(name, str(result))
-        self._check_rejects()
-        return {name: result for name, result in found.items() if isinstance(result, Header)}
-
-    def _reject(self, name: str, reason: str) -> None:
-        if name not in self.rejects:
-            self.rejects[name] = reason
-            _log.warning("%s: %s is left out: %s", self.name, name, reason)
-
-    def _check_rejects(self) -> None:
-        count = len(self.rejects)
-        if count <= LARGEST_REJECTED_SHARE * self._candidate_count:
-            return
-        listed = "\n".join(f"  {name}: {reason}" for name, reason in list(self.rejects.items())[:_SHOWN])
-        more = f"\n  and {count - _SHOWN} more" if count > _SHOWN else ""
-        raise RejectedImagesError(
-            f"{count} of the {self._candidate_count} files of {self.name} cannot be used "
-            f"({100 * count / self._candidate_count:.1f} %; at most {100 * LARGEST_REJECTED_SHARE:g} % may be left out)"
-            f":\n{listed}{more}\n"
-            f"Convert these files to 8-bit grey or RGB images ({', '.join(SUFFIXES)}), or move them away."
-        )
-
-    def _common_header(self, headers: dict[str, Header]) -> Header:
-        sizes = collections.Counter((header.height, header.width) for header in headers.values())
+    def _common_header(self, headers: Sequence[Header]) -> Header:
+        sizes = collections.Counter((header.height, header.width) for header in headers)
         if len(sizes) > 1:
             listed = ", ".join(f"{height}x{width} ({count})" for (height, width), count in sizes.most_common(_SHOWN))
             rarest = sizes.most_common()[-1][0]
-            example = next(name for name, header in headers.items() if (header.height, header.width) == rarest)
+            found = zip(self._names, headers, strict=True)
+            example = next(name for name, header in found if (header.height, header.width) == rarest)
             raise DataError(
                 f"the images of {self.name} have {len(sizes)} different sizes (height x width, count): {listed}; for "
                 f"example {example}. Resize them to one size first"
             )
-        (height, width), channels = next(iter(sizes)), max(header.channels for header in headers.values())
+        (height, width), channels = next(iter(sizes)), max(header.channels for header in headers)
         return Header(height, width, channels)
 
     def _relative(self, name: str) -> str:
@@ -214,31 +155,3 @@ def prefix_class(name: str) -> str:
 
 _CLASS_OF: dict[str, Callable[[str], str]] = {"folder": folder_class, "prefix": prefix_class}
 _AUTO_RULES: tuple[tuple[LabelRule, int], ...] = (("folder", 1), ("prefix", 2))  # and files per class, on average
-
-
-def attempt(function: Callable[[BinaryIO], Result], files: ImageFiles, name: str) -> Result:
-    """`function` of the opened file, tried again after `RETRY_DELAYS` when the operating system refuses.
-
-    Raises:
-      UnreadableFileError: it refused each time.
-      UnusableImageError: the contents are damaged (not tried again).
-    """
-    for delay in (*RETRY_DELAYS, None):
-        try:
-            with files.open(name) as stream:
-                return function(stream)
-        except OSError as error:
-            if delay is None:
-                raise UnreadableFileError(
-                    f"cannot read {name} of {files.title} after {len(RETRY_DELAYS) + 1} attempts: {error}. "
-                    "Check that the disk is mounted and the file readable, then start the same command again"
-                ) from error
-            _log.info("reading %s of %s failed (%s); trying again", name, files.title, error)
-            time.sleep(delay)
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-@functools.cache
-def reading_threads() -> concurrent.futures.ThreadPoolExecutor:
-    """Threads shared by all sources; decoding and reading release the interpreter's lock."""
-    return concurrent.futures.ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="read")

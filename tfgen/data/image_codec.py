@@ -15,8 +15,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 LARGEST_PIXELS = 4096 * 4096
 LARGEST_FILE = 64 * 2**20  # bytes; 4096 x 4096 uncompressed pixels are 48 MiB
 
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_JPEG_END = b"\xff\xd9"
+END_MARKS = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9", "GIF": b";"}
 _PNG_DEPTH_AT = 24  # offset of the bit depth in the IHDR chunk
 _CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -50,18 +49,11 @@ def inspect(stream: BinaryIO) -> Header:
       OSError: the file cannot be read (`errno` is set).
     """
     start = stream.read(_PNG_DEPTH_AT + 1)
-    size = stream.seek(0, os.SEEK_END)
-    if size == 0:
-        raise UnusableImageError("zero bytes")
-    if size > LARGEST_FILE:
-        raise UnusableImageError(f"{size} bytes, more than {LARGEST_FILE}")
-    stream.seek(max(0, size - len(_PNG_END)))
-    end = stream.read()
-    image = _open(stream)
+    end = read_end(stream)
+    image = open_image(stream)
     header = _checked_header(image, start)
-    complete = {"PNG": end == _PNG_END, "JPEG": end.endswith(_JPEG_END)}.get(image.format or "", False)
-    if not complete:
-        _load(image)
+    if not is_complete(image, end):
+        load_pixels(image)
     return header
 
 
@@ -72,28 +64,57 @@ def decode(stream: BinaryIO, expected: Header) -> np.ndarray:
       UnusableImageError: a damaged file, or one that is no longer of the size `expected`.
       OSError: the file cannot be read (`errno` is set).
     """
-    image = _open(stream)
+    image = open_image(stream)
     if image.size != (expected.width, expected.height):
         raise UnusableImageError(f"{image.height}x{image.width} pixels, was {expected.height}x{expected.width}")
-    _load(image)
+    load_pixels(image)
     mode = "RGB" if expected.channels == 3 else "L"
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(expected.height, expected.width, expected.channels)
 
 
-def _open(stream: BinaryIO) -> Image.Image:
+def read_end(stream: BinaryIO) -> bytes:
+    """The last bytes of a file, for `is_complete`. Raises `UnusableImageError` if it is empty or too large."""
+    size = stream.seek(0, os.SEEK_END)
+    if size == 0:
+        raise UnusableImageError("zero bytes")
+    if size > LARGEST_FILE:
+        raise UnusableImageError(f"{size} bytes, more than {LARGEST_FILE}")
+    stream.seek(max(0, size - max(map(len, END_MARKS.values()))))
+    return stream.read()
+
+
+def open_image(stream: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """The image of a file whose contents, whatever its name, are of one of `formats`; its pixels are not yet decoded.
+
+    Raises:
+      UnusableImageError: other contents, a damaged header, or far too many pixels.
+      OSError: the file cannot be read (`errno` is set).
+    """
     stream.seek(0)
     try:
-        return Image.open(stream, formats=FORMATS)
+        return Image.open(stream, formats=formats)
     except Image.UnidentifiedImageError as error:
-        raise UnusableImageError(f"not a {', '.join(FORMATS)} image, or its header is damaged") from error
+        raise UnusableImageError(f"not a {', '.join(formats)} image, or its header is damaged") from error
     except Image.DecompressionBombError as error:
         raise UnusableImageError(f"too large: {error}") from error
     except Exception as error:  # what a decoder raises on damaged bytes has no bounds
         raise _unless_disk(error, "damaged header") from error
 
 
-def _load(image: Image.Image) -> None:
+def is_complete(image: Image.Image, end: bytes) -> bool:
+    """Whether the end mark of the image's format is the last thing in its file; False where the format has none."""
+    mark = END_MARKS.get(image.format or "")
+    return mark is not None and end.endswith(mark)
+
+
+def load_pixels(image: Image.Image) -> None:
+    """Decodes the pixels of an opened image, in place.
+
+    Raises:
+      UnusableImageError: they are truncated or damaged.
+      OSError: the file cannot be read (`errno` is set).
+    """
     try:
         image.load()
     except Exception as error:  # as above

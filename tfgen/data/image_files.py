@@ -11,6 +11,7 @@ import struct
 import threading
 import zipfile
 import zlib
+from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
 from tfgen.data.errors import DataError
@@ -26,7 +27,7 @@ class ImageFiles(Protocol):
 
     Attributes:
       title: for messages.
-      names: paths relative to the root with "/" between parts, sorted; without hidden files.
+      names: paths relative to the root with "/" between parts; sorted and without hidden files unless asked otherwise.
     """
 
     title: str
@@ -42,14 +43,19 @@ class ImageFiles(Protocol):
 
 
 class FolderFiles:
-    """Files below a folder. Links are followed; a folder that is reached twice is listed once."""
+    """Files below a folder. Links are followed; a folder that is reached twice is listed once.
 
-    def __init__(self, root: str | os.PathLike):
+    Args:
+      root: the folder.
+      listing: a function of `root` that gives `names` where another choice or order is wanted.
+    """
+
+    def __init__(self, root: str | os.PathLike, listing: Callable[[pathlib.Path], list[str]] | None = None):
         self.root = pathlib.Path(root)
         self.title = str(root)
         if not self.root.is_dir():
             raise DataError(f"no folder {root}")
-        self.names = sorted(self._list())
+        self.names = sorted(self._list()) if listing is None else listing(self.root)
 
     def open(self, name: str) -> BinaryIO:
         return open(self.root / name, "rb")
@@ -72,12 +78,16 @@ class FolderFiles:
 class ZipFiles:
     """Files of a zip archive, read in place: nothing is ever extracted.
 
+    Args:
+      path: the archive.
+      hidden: whether `names` has hidden files too.
+
     Raises:
       DataError: not a zip archive; one with more than `LARGEST_ENTRY_COUNT` entries, with encrypted entries, or with
         names or links that would lead out of the archive if it were extracted.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, hidden: bool = False):
         self.title = str(path)
         if not os.path.isfile(path):
             raise DataError(f"no file {path}")
@@ -92,7 +102,7 @@ class ZipFiles:
         self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
         for entry in entries:
             _refuse_unsafe(entry, path)
-        self.names = sorted(name for name in self._entries if not is_hidden(name))
+        self.names = sorted(name for name in self._entries if hidden or not is_hidden(name))
         self._lock = threading.Lock()  # the archive counts its open entries without one
 
     def open(self, name: str) -> BinaryIO:

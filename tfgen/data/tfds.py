@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tfgen.data.errors import DataError, UnknownDatasetError
-from tfgen.data.folder import reading_threads
+from tfgen.data.reading import reading_threads
 from tfgen.data.source import ImageSpec, Source, Splits
 from tfgen.data.splitting import complete_splits
 

@@ -1,0 +1,3 @@
+"""Checkers of the improved diffusion recordings."""
+
+from tests.parity.diffusion import preprocess  # noqa: F401  (registration)
