@@ -1,0 +1,3 @@
+"""Checkers of the recordings of improved diffusion."""
+
+from tests.parity.diffusion import network, published  # noqa: F401  (registration)
