@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.parity.harness import Case, checker
-from tfgen.ops.group_norm import group_norm
+from tfgen.ops.group_norm import EPSILON, group_norm
 from tfgen.systems.diffusion import published, resizing, unet
 from tfgen.systems.diffusion.architecture import UNetShape, parameter_count, unet_shape
 from tfgen.systems.diffusion.unet import UNet
@@ -93,22 +93,42 @@ def check_parts(case: Case) -> None:
 
 def check_embeddings(case: Case) -> None:
     for timesteps in case.matching("emb*_t"):
-        stem = timesteps.removesuffix("_t")
+        stem, t = timesteps.removesuffix("_t"), case[timesteps].astype(np.float32)
         for name in case.matching(f"{stem}_*"):
-            kind, _, width = name.removeprefix(f"{stem}_").rpartition("_")
-            if kind == "freqs":
-                case.close(name, unet.timestep_frequencies(int(width)), 1.2e-7, relative=True)  # one unit at most
-            elif not kind and width.isdecimal():
+            width = name.removeprefix(f"{stem}_")
+            if width.isdecimal():
                 embedding = unet.timestep_embedding(tf.constant(case[timesteps]), int(width))
-                case.close(name, embedding, EMBEDDING)
+                # A frequency that differs in its last bit turns the angle by that bit times t.
+                turned = np.zeros([len(t), int(width)])
+                frequencies = f"emb_freqs_{width}"
+                if frequencies in case:
+                    ours = unet.timestep_frequencies(int(width))
+                    difference = np.abs(ours.astype(np.float64) - case[frequencies])
+                    turned[:, : 2 * len(ours)] = np.abs(t)[:, None] * np.tile(difference, 2)
+                within(case, name, embedding, 0.0, EMBEDDING + turned)
+    for name in case.matching("emb_freqs_*"):
+        frequencies = unet.timestep_frequencies(int(name.removeprefix("emb_freqs_")))
+        case.equal(name, frequencies.view(np.int32), expected=case[name].view(np.int32), within=1, except_share=0.05)
 
 
 def check_group_norm(case: Case) -> None:
     settings = case.json("gn_config")
-    case.close("gn_config: eps", 1e-5, 1e-12, expected=settings["eps"])
+    case.close("gn_config: eps", EPSILON, 1e-12, expected=settings["eps"])
     weights = tf.constant(case["gn_weight"]), tf.constant(case["gn_bias"])
-    normalized = group_norm(tf.constant(channels_last(case["gn_x"])), *weights, settings["groups"])
-    within(case, "gn_out", channels_first(normalized), PARTS, PARTS)
+    x = channels_last(case["gn_x"])
+    normalized = group_norm(tf.constant(x), *weights, settings["groups"])
+    # Where the variance is tiny beside the mean the recording has rounding errors of its own, and ours are no smaller.
+    rounding = np.abs(exact_group_norm(x, *weights, settings["groups"]) - channels_last(case["gn_out"]))
+    allowed = PARTS + 3 * rounding.max(axis=(1, 2, 3), keepdims=True)
+    within(case, "gn_out", channels_first(normalized), PARTS, allowed)
+
+
+def exact_group_norm(x: np.ndarray, scale: tf.Tensor, shift: tf.Tensor, groups: int) -> np.ndarray:
+    """`group_norm` of x [B, H, W, C] in float64."""
+    grouped = x.astype(np.float64).reshape(*x.shape[:3], groups, -1)
+    centred = grouped - grouped.mean(axis=(1, 2, 4), keepdims=True)
+    deviation = np.sqrt(np.mean(centred**2, axis=(1, 2, 4), keepdims=True) + EPSILON)
+    return (centred / deviation).reshape(x.shape) * np.asarray(scale) + np.asarray(shift)
 
 
 def check_resampling(case: Case) -> None:
@@ -283,7 +303,7 @@ def check_presets(case: Case) -> None:
         allowed = PRESET_OF_LARGEST * np.abs(recorded).max(axis=0)
         within(case, f"{name}/act_norm_mean", actual, PRESET_RELATIVE, allowed)
         allowed = PRESET_OF_LARGEST * np.abs(case[f"{name}/out"]).max()
-        out = channels_first(network(x, timesteps, **conditions))
+        out = channels_first(network.head(list(outputs.values())[-1]))
         within(case, f"{name}/out", out, PRESET_RELATIVE, allowed)
 
 

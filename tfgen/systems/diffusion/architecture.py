@@ -182,8 +182,8 @@ class UNetShape:
         if height % multiple or width % multiple or min(height, width) < 1:
             raise ShapeError(
                 f"images are {height}x{width}, but {len(self.channel_mult)} levels (channel_mult "
-                f"{_listed(self.channel_mult)}) need sides that are multiples of {multiple}: crop or resize the images, "
-                "or give fewer levels"
+                f"{_listed(self.channel_mult)}) need sides that are multiples of {multiple}: crop or resize the "
+                "images, or give fewer levels"
             )
 
     def plan(self) -> Plan:

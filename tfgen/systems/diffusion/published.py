@@ -171,31 +171,40 @@ def read_optimizer(path: str, network: UNet, optimizer: Any) -> Values:
         case _:
             raise CheckpointError(f"{path} is no optimizer file: expected 'state' and 'param_groups' with one group")
     named = variables(network)
-    sizes = [math.prod(item.shape) for item in named]
     _report_settings(path, group, optimizer)
-    if not state:  # saved before the first update
-        return [(optimizer.updates, np.asarray(0, np.int64))]
-    flat = list(state) == [0] and len(named) > 1
-    if not flat and sorted(state, key=str) != sorted(range(len(named)), key=str):
+    if list(state) == [0] and len(named) > 1:
+        state = _unflattened(path, state[0], named)
+    if state and sorted(state, key=str) != sorted(range(len(named)), key=str):
         raise CheckpointError(
-            f"{path} has moments of {len(state)} tensors, expected {len(named)}, or one flat one of a run in half "
+            f"{path} has moments of {len(state)} tensors, expected {len(named)}, or one flat pair of a run in half "
             f"precision: is it of this network? compare {_FLAGS}"
         )
-    shapes = {0: ("all tensors in a row", (sum(sizes),))} if flat else {
-        index: (item.name, item.shape) for index, item in enumerate(named)
-    }  # fmt: skip
-    updates = {_updates(path, index, state[index]) for index in shapes}
+    updates = {_updates(path, index, entry) for index, entry in state.items()} or {0}  # none before the first update
     if len(updates) > 1:
         raise CheckpointError(f"{path}: expected one number of updates for all tensors, found {sorted(updates)}")
     values: Values = [(optimizer.updates, np.asarray(updates.pop(), np.int64))]
-    for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
-        arrays = [_moment(path, state[index], key, f"tensor {index} ({name})", s) for index, (name, s) in shapes.items()]
-        if flat:
-            parts = np.split(arrays[0], np.cumsum(sizes)[:-1])
-            arrays = [part.reshape(item.shape) for part, item in zip(parts, named, strict=True)]
-        for variable, array, item in zip(moments, arrays, named, strict=True):
-            values.append((variable, to_ours(array, item.layout)))
+    for index, item in enumerate(named if state else ()):
+        for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
+            array = _moment(path, state[index], key, f"tensor {index} ({item.name})", item.shape)
+            values.append((moments[index], to_ours(array, item.layout)))
     return values
+
+
+def _unflattened(path: str, entry: Any, named: Sequence[Named]) -> dict[int, dict[str, Any]]:
+    """The entries of all tensors of the single one that a run in half precision keeps, all tensors in a row."""
+    sizes = [math.prod(item.shape) for item in named]
+    parts = [
+        np.split(_moment(path, entry, key, "all tensors in a row", (sum(sizes),)), np.cumsum(sizes)[:-1])
+        for key in ("exp_avg", "exp_avg_sq")
+    ]
+    return {
+        index: {
+            "step": entry.get("step"),
+            "exp_avg": mean.reshape(item.shape),
+            "exp_avg_sq": var.reshape(item.shape),
+        }
+        for index, (item, mean, var) in enumerate(zip(named, *parts, strict=True))
+    }
 
 
 def _updates(path: str, index: int, entry: Any) -> int:
@@ -209,7 +218,7 @@ def _updates(path: str, index: int, entry: Any) -> int:
 
 
 def _moment(path: str, entry: Any, key: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    array = entry.get(key) if isinstance(entry, dict) else None
+    array: Any = entry.get(key) if isinstance(entry, dict) else None
     expected = f"float32 {list(shape)}"
     found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "nothing"
     if found != expected:

@@ -1,4 +1,4 @@
-"""Resizing of float images as the networks of improved diffusion and their data need it, and their way back to bytes."""
+"""Resizing of float images as the networks and the data of improved diffusion need it, and their way to bytes."""
 
 from __future__ import annotations
 

@@ -287,15 +287,16 @@ class Resampling(Layer):
     ):
         super().__init__(path)
         self.enlarges = isinstance(part, architecture.Upsample)
-        kernel, name = [3, 3, part.channels, part.channels], "conv" if self.enlarges else "op"
-        self.convolution = Affine(f"{path}/{name}", kernel, initializer) if shape.conv_resample else None
+        size, name = [3, 3, part.channels, part.channels], "conv" if self.enlarges else "op"
+        self.convolution = Affine(f"{path}/{name}", size, initializer) if shape.conv_resample else None
 
     def call(self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool) -> tf.Tensor:
         if self.convolution is None:
             return enlarged(x) if self.enlarges else halved(x)
         if self.enlarges:
             return convolution(enlarged(x), *self.convolution.values)
-        return convolution(x, *self.convolution.values, stride=2)
+        kernel, bias = self.convolution.values
+        return convolution(x, kernel, bias, stride=2)
 
 
 _LAYERS: dict[type, Callable] = {
@@ -368,8 +369,13 @@ class UNet(tf.keras.Model):
           ValueError: no key, where one is needed.
         """
         outputs = self.block_outputs(x, timesteps, labels, low_res, training, dropout_key)
-        h = tf.cast(outputs[f"output_{len(self.output_blocks) - 1}"], tf.float32)
-        return convolution(group_norm(h, *self.out_norm.values, GROUPS, silu=True), *self.out_conv.values)
+        return self.head(outputs[f"output_{len(self.output_blocks) - 1}"])
+
+    def head(self, h: tf.Tensor) -> tf.Tensor:
+        """Output [B, H, W, out_channels] of what the last block gives, [B, H, W, width]; both in float32."""
+        scale, shift = self.out_norm.values
+        h = group_norm(tf.cast(h, tf.float32), scale, shift, GROUPS, silu=True)
+        return convolution(h, *self.out_conv.values)
 
     def block_outputs(
         self,
