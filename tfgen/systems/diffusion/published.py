@@ -212,7 +212,7 @@ def _updates(path: str, index: int, entry: Any) -> int:
     step = entry.get("step") if isinstance(entry, dict) else None
     if isinstance(step, np.ndarray) and step.size == 1:
         step = step.item()
-    if isinstance(step, bool) or not isinstance(step, (int, float)) or step != int(step) or step < 0:
+    if type(step) not in (int, float) or not 0 <= step < 2**53 or step % 1:
         raise CheckpointError(f"{path}: step of tensor {index} is {step!r}, expected a whole number of updates")
     return int(step)
 

@@ -387,6 +387,7 @@ class UNet(tf.keras.Model):
         dropout_key: Key | None = None,
     ) -> dict[str, tf.Tensor]:
         """What every block gives, in order: input_0 ..., middle, output_0 ..., each [B, h, w, C]; as for `call`."""
+        x = tf.convert_to_tensor(x)
         self._check_inputs(x, labels, low_res)
         if training and self.shape.dropout and dropout_key is None:
             raise ValueError("training with dropout needs a random key: pass dropout_key=Key.create(seed, 'dropout')")
