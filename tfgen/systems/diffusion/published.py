@@ -209,7 +209,7 @@ def _unflattened(path: str, entry: Any, named: Sequence[Named]) -> dict[int, dic
 
 def _updates(path: str, index: int, entry: Any) -> int:
     """Updates made: an integer in files of old versions of PyTorch, a float tensor in those of new ones."""
-    step = entry.get("step") if isinstance(entry, dict) else None
+    step: Any = entry.get("step") if isinstance(entry, dict) else None
     if isinstance(step, np.ndarray) and step.size == 1:
         step = step.item()
     if type(step) not in (int, float) or not 0 <= step < 2**53 or step % 1:
