@@ -1,3 +1,3 @@
-"""Checkers of the improved diffusion recordings."""
+"""Checkers of the recordings of improved diffusion."""
 
-from tests.parity.diffusion import preprocess  # noqa: F401  (registration)
+from tests.parity.diffusion import network, preprocess, published  # noqa: F401  (registration)
