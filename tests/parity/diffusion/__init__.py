@@ -1,3 +1,3 @@
-"""Checkers of the diffusion recordings."""
+"""Checkers of the recordings of improved diffusion."""
 
-from tests.parity.diffusion import functions, schedules, timestep_sampler  # noqa: F401  (registration)
+from tests.parity.diffusion import functions, network, published, sampling, schedules, timestep_sampler  # noqa: F401  (registration)

@@ -111,7 +111,7 @@ def draw(weights: tf.Tensor, uniforms: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]
       the expectation of losses at uniformly drawn steps.
 
     Raises:
-      ValueError: uniform numbers of another dtype, too coarse to tell thousands of steps apart evenly.
+      ValueError: uniform numbers of another dtype: in float32 they tell thousands of steps apart unevenly.
     """
     uniforms = tf.convert_to_tensor(uniforms)
     if uniforms.dtype != tf.float64:
