@@ -1,4 +1,7 @@
-"""Gaussian distributions with independent entries, given by their mean and the log of their standard deviation."""
+"""Gaussian distributions with independent entries, given by their mean and the log of their standard deviation.
+
+`kl_divergence_of_log_variances` takes the log of the variance, which diffusion models predict.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +41,23 @@ def kl_divergence(mean_q: tf.Tensor, log_std_q: tf.Tensor, mean_p: tf.Tensor, lo
     """
     spread = tf.square(tf.exp(log_std_q)) + tf.square(mean_q - mean_p)
     return log_std_p - log_std_q - 0.5 + 0.5 * spread / tf.square(tf.exp(log_std_p))
+
+
+def kl_divergence_of_log_variances(
+    mean_q: tf.Tensor, log_variance_q: tf.Tensor, mean_p: tf.Tensor, log_variance_p: tf.Tensor
+) -> tf.Tensor:
+    """KL(q || p) of each entry, in nats; no variance is formed, so that log-variances far apart stay in range.
+
+        (-1 + lv_p - lv_q + exp(lv_q - lv_p) + (mean_q - mean_p)^2 exp(-lv_p)) / 2
+
+    Divergences of the size of float32 rounding, 1e-7, are its cancellation and may be negative.
+
+    Args:
+      mean_q, log_variance_q, mean_p, log_variance_p: floating point, shapes that broadcast against each other.
+
+    Returns:
+      Of the broadcast shape.
+    """
+    ratio = tf.exp(log_variance_q - log_variance_p)
+    distance = tf.math.squared_difference(mean_q, mean_p) * tf.exp(-log_variance_p)
+    return 0.5 * (-1.0 + log_variance_p - log_variance_q + ratio + distance)

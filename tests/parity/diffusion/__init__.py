@@ -1,3 +1,11 @@
 """Checkers of the recordings of improved diffusion."""
 
-from tests.parity.diffusion import network, preprocess, published  # noqa: F401  (registration)
+from tests.parity.diffusion import (  # noqa: F401  (registration)
+    functions,
+    network,
+    preprocess,
+    published,
+    sampling,
+    schedules,
+    timestep_sampler,
+)

@@ -1,0 +1,269 @@
+"""Ways from noise to images, and from images to noise.
+
+Samplers are functions of one signature, `SamplerFunction`; they differ in how they solve the reverse process. Their
+steps are functions of their own, which work in graphs. x stands for images float32 [B, H, W, C] at some noise level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from tfgen.systems.diffusion.coefficients import at
+from tfgen.systems.diffusion.process import Prediction, Process
+
+# model(x, t int32 [B] steps of the process) -> output of the network [B, H, W, Process.output_channels(C)].
+Model = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# noise(i) -> draw number i of standard normal numbers [B, H, W, C]; i is 0 in the first step that a sampler makes.
+Noise = Callable[[int], tf.Tensor]
+# callback(steps done, steps in all, x after the step, prediction of x_0 in the step).
+Callback = Callable[[int, int, tf.Tensor, tf.Tensor], None]
+Transform = Callable[[tf.Tensor], tf.Tensor]
+
+
+class SamplerFunction(Protocol):
+    """Runs all steps of a process.
+
+    Args:
+      process: decides the steps.
+      x: where to start: standard normal noise, for `reverse_ddim` images in [-1, 1].
+      noise: asked once in each step by the samplers that need it, also in the last one, where it counts for nothing.
+      clip_denoised: clips predictions of x_0 to [-1, 1].
+      denoised_fn: changes predictions of x_0 before that.
+      eta: how much noise `ddim` adds; the others take 0 alone.
+      callback: told of each step.
+
+    Returns:
+      x after the last step: images, for `reverse_ddim` noise. Not clipped.
+
+    Raises:
+      ValueError: an eta that the sampler does not take; an output of another number of channels.
+    """
+
+    def __call__(
+        self,
+        process: Process,
+        model: Model,
+        x: tf.Tensor,
+        noise: Noise,
+        *,
+        clip_denoised: bool = True,
+        denoised_fn: Transform | None = None,
+        eta: float = 0.0,
+        callback: Callback | None = None,
+    ) -> tf.Tensor: ...
+
+
+# Ancestral sampling ------------------------------------------------------------------------------------------
+
+
+def ancestral_step(prediction: Prediction, t: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """x_(t-1) drawn from the predicted distribution; its mean at t = 0. Ho et al. (2020), algorithm 2.
+
+    Args:
+      prediction: of `Process.p_mean_variance` for x_t.
+      t: int [B].
+      noise: standard normal [B, H, W, C].
+    """
+    return prediction.mean + _not_first(t, noise) * tf.exp(0.5 * prediction.log_variance) * noise
+
+
+def ancestral(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=0.0, callback=None):
+    """Ho et al. (2020), DDPM, algorithm 2."""
+    _require_no_eta("ancestral", eta)
+    for done, step in enumerate(reversed(range(process.steps))):
+        t = _everywhere(step, x)
+        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        x = ancestral_step(prediction, t, noise(done))
+        _report(callback, done, process, x, prediction)
+    return x
+
+
+# DDIM --------------------------------------------------------------------------------------------------------
+
+
+def ddim_step(
+    process: Process, prediction: Prediction, x: tf.Tensor, t: tf.Tensor, noise: tf.Tensor, eta: float = 0.0
+) -> tf.Tensor:
+    """x_(t-1) from x_t: Song et al. (2021), DDIM, equations 12 and 16.
+
+    Args:
+      prediction: of `Process.p_mean_variance` for x; its x_0 alone counts, whatever the network predicts.
+      x: x_t.
+      t: int [B].
+      noise: standard normal [B, H, W, C].
+      eta: 0 adds no noise; 1 as much as the posterior variance, as `ancestral` does with a small fixed variance.
+    """
+    eps = process.eps_from_xstart(x, t, prediction.pred_xstart)
+    here = at(process.alphas_cumprod, t, x)
+    there = at(process.alphas_cumprod_prev, t, x)
+    sigma = eta * tf.sqrt((1 - there) / (1 - here)) * tf.sqrt(1 - here / there)
+    # Rounding makes the difference slightly negative where eta is 1 and abar tiny: a root of it would be NaN.
+    direction = tf.sqrt(tf.maximum(1 - there - tf.square(sigma), 0)) * eps
+    return prediction.pred_xstart * tf.sqrt(there) + direction + _not_first(t, x) * sigma * noise
+
+
+def ddim(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=0.0, callback=None):
+    """Song et al. (2021), DDIM."""
+    for done, step in enumerate(reversed(range(process.steps))):
+        t = _everywhere(step, x)
+        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        x = ddim_step(process, prediction, x, t, noise(done), eta)
+        _report(callback, done, process, x, prediction)
+    return x
+
+
+def reverse_ddim_step(process: Process, prediction: Prediction, x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
+    """x_(t+1) from x_t: DDIM, equation 14 in the other direction. The last step's result is the predicted noise."""
+    eps = process.eps_from_xstart(x, t, prediction.pred_xstart)
+    there = at(process.alphas_cumprod_next, t, x)
+    return prediction.pred_xstart * tf.sqrt(there) + tf.sqrt(1 - there) * eps
+
+
+def reverse_ddim(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=0.0, callback=None):
+    """Encodes images as noise, from which `ddim` with eta 0 leads back to them: DDIM, section 4.3."""
+    del noise  # a deterministic map
+    _require_no_eta("reverse_ddim", eta)
+    for step in range(process.steps):
+        t = _everywhere(step, x)
+        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        x = reverse_ddim_step(process, prediction, x, t)
+        _report(callback, step, process, x, prediction)
+    return x
+
+
+# Solvers of higher order of the probability flow ODE ---------------------------------------------------------
+
+
+def dpm_solver_pp_2m(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=0.0, callback=None):
+    """Lu et al. (2022), DPM-Solver++ (arXiv 2211.01095), algorithm 2, at the steps of the process.
+
+    Clipping is their static thresholding. The last step leads to abar = 1, where lambda is infinite: no line through
+    two predictions reaches that far, so this step is of first order and its result the prediction itself. The error of
+    that is bounded by the noise left in the first step of the process; with few steps it is also the stable choice.
+    """
+    del noise
+    _require_no_eta("dpm_solver_pp_2m", eta)
+    lambdas, alphas = process.half_log_snr, process.sqrt_alphas_cumprod
+    sigmas = process.sqrt_one_minus_alphas_cumprod
+    previous = None  # the data prediction of the step before
+    for done, step in enumerate(reversed(range(process.steps))):
+        t = _everywhere(step, x)
+        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        pred_xstart = prediction.pred_xstart
+        if step == 0:
+            x = pred_xstart
+        else:
+            h = lambdas[step - 1] - lambdas[step]
+            data = pred_xstart
+            if previous is not None:
+                half_ratio = 0.5 * h / (lambdas[step] - lambdas[step + 1])  # 1 / (2 r)
+                data = _scaled(1 + half_ratio, pred_xstart) - _scaled(half_ratio, previous)
+            x = _scaled(sigmas[step - 1] / sigmas[step], x) - _scaled(alphas[step - 1] * np.expm1(-h), data)
+        previous = pred_xstart
+        _report(callback, done, process, x, prediction)
+    return x
+
+
+def heun(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=0.0, callback=None):
+    """Karras et al. (2022), algorithm 1 with sigma(t) = t, at the noise levels of the process.
+
+    Their variables are sigma = sqrt((1 - abar) / abar) and x / sqrt(abar), whose derivative by sigma is the predicted
+    noise. The last step leads to sigma = 0 and is Euler's: its result is the prediction of x_0. The network is asked
+    twice in the others.
+    """
+    del noise
+    _require_no_eta("heun", eta)
+    alphas, sigmas = process.sqrt_alphas_cumprod, process.sqrt_recipm1_alphas_cumprod
+
+    def slope(x: tf.Tensor, step: int) -> tuple[tf.Tensor, Prediction]:
+        t = _everywhere(step, x)
+        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        return process.eps_from_xstart(x, t, prediction.pred_xstart), prediction
+
+    for done, step in enumerate(reversed(range(process.steps))):
+        here, prediction = slope(x, step)
+        if step == 0:
+            x = prediction.pred_xstart
+        else:
+            # In terms of x: x' = a' (x / a + (sigma' - sigma) slope).
+            shrink, advance = alphas[step - 1] / alphas[step], alphas[step - 1] * (sigmas[step - 1] - sigmas[step])
+            there, _ = slope(_scaled(shrink, x) + _scaled(advance, here), step - 1)
+            x = _scaled(shrink, x) + _scaled(advance, (here + there) / 2)
+        _report(callback, done, process, x, prediction)
+    return x
+
+
+# The list of samplers ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """One entry of `SAMPLERS`.
+
+    Attributes:
+      function: see `SamplerFunction`.
+      description: one line for users.
+      needs_noise: asks for noise in each step.
+      takes_eta: other values of eta than 0.
+      from_images: starts from images and ends in noise.
+      evaluations_per_step: of the network, in every step but the last, which takes one.
+    """
+
+    function: SamplerFunction
+    description: str
+    needs_noise: bool = False
+    takes_eta: bool = False
+    from_images: bool = False
+    evaluations_per_step: int = 1
+
+    def evaluations(self, steps: int) -> int:
+        """Evaluations of the network for all steps of a process."""
+        return self.evaluations_per_step * (steps - 1) + 1
+
+    def deterministic(self, eta: float = 0.0) -> bool:
+        """The result is a function of the start alone."""
+        return eta == 0 if self.takes_eta else not self.needs_noise
+
+
+SAMPLERS = {
+    "ancestral": Sampler(ancestral, "draws every step from the learned reverse process (DDPM)", needs_noise=True),
+    "ddim": Sampler(
+        ddim, "implicit sampling, deterministic unless eta is set (DDIM)", needs_noise=True, takes_eta=True
+    ),
+    "reverse_ddim": Sampler(reverse_ddim, "encodes images as the noise that ddim decodes", from_images=True),
+    "dpm_solver_pp_2m": Sampler(dpm_solver_pp_2m, "second order in one evaluation per step (DPM-Solver++(2M))"),
+    "heun": Sampler(heun, "second order in two evaluations per step (Karras et al.)", evaluations_per_step=2),
+}
+
+
+# What samplers share -----------------------------------------------------------------------------------------
+
+
+def _everywhere(step: int, x: tf.Tensor) -> tf.Tensor:
+    """int32 [B]."""
+    return tf.fill([tf.shape(x)[0]], step)
+
+
+def _not_first(t: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """0 where t is 0, else 1: [B, 1, 1, 1]."""
+    return tf.reshape(tf.cast(t != 0, like.dtype), [-1] + [1] * (like.shape.rank - 1))
+
+
+def _scaled(factor: float, x: tf.Tensor) -> tf.Tensor:
+    """A factor formed in float64, rounded once to the dtype of x."""
+    return tf.constant(factor, x.dtype) * x
+
+
+def _report(callback: Callback | None, done: int, process: Process, x: tf.Tensor, prediction: Prediction) -> None:
+    if callback is not None:
+        callback(done + 1, process.steps, x, prediction.pred_xstart)
+
+
+def _require_no_eta(name: str, eta: float) -> None:
+    if eta != 0:
+        raise ValueError(f"expected eta 0 for the sampler {name}, found {eta:g}; eta belongs to the sampler ddim")
