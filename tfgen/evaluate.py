@@ -51,26 +51,28 @@ def run(settings, options: Options, evaluation_options) -> int:
     name = f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.weights}"
     folder = pathlib.Path(options.run) / "evaluation"
     batch_size = options.batch_size or restored.system.recipe(splits.train.epoch_size, ranks.size).batch_size
-    result = evaluation.evaluate(
-        restored.system, source, batch_size, ranks, evaluation_options, folder / name, limit=options.images
+    result = dict(
+        evaluation.evaluate(
+            restored.system, source, batch_size, ranks, evaluation_options, folder / name, limit=options.images
+        )
     )
     if options.baseline:
-        result["histogram_bits_per_dim"] = baseline_bits_per_dim(splits.train, source, options.images)
+        result |= {"histogram_bits_per_dim": baseline_bits_per_dim(splits.train, source, options.images)}
     if ranks.is_first:
         for metric in result.keys() - evaluation.numbers(result).keys():
             with atomic_path(folder / name / f"{metric}.npz") as temporary:
                 np.savez(temporary, result[metric])
             print(f"written to {folder / name / metric}.npz")
-        result = evaluation.numbers(result)
+        metrics = evaluation.numbers(result)
         record = {
             "split": options.split,
             "source": source.name,
             "weights": restored.weights,
             "step": restored.checkpoint.step,
-            **result,
+            **metrics,
         }
-        print(f"{source.name}, {result['examples']:,} images, {restored.description}:")
-        for metric, value in result.items():
+        print(f"{source.name}, {metrics['examples']:,} images, {restored.description}:")
+        for metric, value in metrics.items():
             if metric != "examples":
                 print(f"  {metric:<28} {value:.4f}")
         path = folder / f"{name}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def evaluate(
     options: Any,
     folder: pathlib.Path,
     limit: int | None = None,
-) -> dict[str, float | np.ndarray]:
+) -> Mapping[str, float | np.ndarray]:
     """The system's metrics over `source`: means over all images, each counted once, on any number of ranks.
 
     Numbers, and float32 arrays where the system gives arrays.
@@ -41,7 +42,7 @@ def evaluate(
     if not batches.count:
         asked = "" if limit is None else f", of which {limit} were asked for"
         raise DataError(f"nothing to evaluate: {source.name} has {len(source)} images{asked}; expected at least 1")
-    result = system.evaluate(batches, options, folder)
+    result = dict(system.evaluate(batches, options, folder))
     examples = result.pop("examples")
     # float64 on the wire: a float32 sum over many images would lose digits that bits per dimension are quoted to.
     arrays = [np.asarray(value, np.float64) for value in result.values()]
@@ -56,7 +57,7 @@ def evaluate(
     return {**means, "examples": int(total[0])}
 
 
-def numbers(result: dict[str, float | np.ndarray]) -> dict[str, float]:
+def numbers(result: Mapping[str, float | np.ndarray]) -> dict[str, float]:
     """The metrics of `evaluate` that are numbers."""
     return {name: value for name, value in result.items() if not isinstance(value, np.ndarray)}
 

@@ -37,7 +37,7 @@ def summarize(records: Sequence[Record], statistics: Mapping[str, Statistic]) ->
             if number:
                 combined[name] = total / number
             continue
-        values = [float(record[name]) for record in records]
+        values = [float(record[name]) for record in records]  # type: ignore[arg-type]
         finite = [value for value in values if math.isfinite(value)]
         statistic = statistics.get(name, "mean")
         if statistic in ("mean", "mean_and_finite"):

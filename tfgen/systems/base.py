@@ -181,7 +181,7 @@ class System(abc.ABC):
     @abc.abstractmethod
     def evaluate(
         self, batches: Iterable[dict[str, np.ndarray]], options: Any, folder: pathlib.Path
-    ) -> dict[str, float | np.ndarray]:
+    ) -> Mapping[str, float | np.ndarray]:
         """Metrics over raw batches as `EvaluationBatches` gives them, and "examples", the number of images.
 
         The names say what is a likelihood and what a bound. Each metric is a mean over the examples, so that

@@ -16,7 +16,7 @@ from tfgen.monitor import grids
 from tfgen.monitor.append_file import DiskFaults
 from tfgen.monitor.metrics_log import MetricsLog
 from tfgen.monitor.tensorboard import RunSummaries
-from tfgen.monitor.window import Statistic, summarize
+from tfgen.monitor.window import Record, Statistic, summarize
 from tfgen.settings import Settings
 from tfgen.training.run_folder import RunFolder
 
@@ -86,7 +86,10 @@ class Reporter:
         Outputs of shape [2] are sum and number of a metric that only some samples have.
         """
         self._records.append(
-            {name: tuple(map(float, value)) if np.ndim(value) else float(value) for name, value in outputs.items()}
+            {
+                name: (float(value[0]), float(value[1])) if np.ndim(value) else float(value)
+                for name, value in outputs.items()
+            }
         )
         self._images += images
         self._wait += wait_seconds
@@ -113,7 +116,7 @@ class Reporter:
         self._clear()
 
     def _clear(self) -> None:
-        self._records: list[dict[str, float | tuple[float, ...]]] = []
+        self._records: list[Record] = []
         self._images, self._wait, self._since = 0, 0.0, time.monotonic()
 
     # Side jobs ------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ import dataclasses
 
 from tfgen.data.source import ImageSpec
 from tfgen.settings import SettingsError, check_values, flag
+from tfgen.systems.diffusion.architecture import CHANNEL_MULTIPLIERS, ShapeError, UNetShape, unet_shape
 
 _LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
 CHANNELS = 3
-CHANNEL_MULTS = {256: (1, 1, 2, 2, 4, 4), 64: (1, 2, 3, 4), 32: (1, 2, 2, 2)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Config:
     channel_mult: str = flag(
         "",
         "Channels at each resolution as multiples of num_channels: 1,2,2,2. Empty: the original's for "
-        + ", ".join(map(str, sorted(CHANNEL_MULTS)))
+        + ", ".join(map(str, sorted(CHANNEL_MULTIPLIERS)))
         + " pixels.",
     )
     num_heads: int = flag(4, "Attention heads.", minimum=1)
@@ -116,12 +116,26 @@ class Config:
         """The decays of `ema_rate`, in order."""
         return tuple(float(word) for word in self.ema_rate.split(","))
 
-    @property
-    def channel_multiples(self) -> tuple[int, ...]:
-        """Multiples of `num_channels` by resolution, finest first."""
-        if not self.channel_mult:
-            return CHANNEL_MULTS[self.side]
-        return tuple(int(word) for word in self.channel_mult.split(","))
+    def network_shape(self, dtype: str = "float32") -> UNetShape:
+        """The shape of the network that computes in `dtype`. Raises `ShapeError`."""
+        return unet_shape(
+            image_size=self.side,
+            num_channels=self.num_channels,
+            num_res_blocks=self.num_res_blocks,
+            num_heads=self.num_heads,
+            num_heads_upsample=self.num_heads_upsample,
+            attention_resolutions=self.attention_resolutions,
+            dropout=self.dropout,
+            learn_sigma=self.learn_sigma,
+            class_cond=self.class_cond,
+            use_scale_shift_norm=self.use_scale_shift_norm,
+            use_checkpoint=self.use_checkpoint,
+            channel_mult=tuple(int(word) for word in self.channel_mult.split(",")) if self.channel_mult else (),
+            num_classes=self.num_classes,
+            null_class=self.label_dropout > 0,
+            low_res=self.super_resolution,
+            dtype=dtype,
+        )
 
     def check(self) -> None:
         """Raises `SettingsError` for settings that contradict each other, whatever the images are."""
@@ -140,21 +154,12 @@ class Config:
                 f"--ema_rate={self.ema_rate}: expected different numbers from 0 to below 1, such as 0.9999"
             )
 
-        # The pyramid.
-        side = self.side
-        flag_name = "large_size" if self.super_resolution else "image_size"
-        if not self.channel_mult and side not in CHANNEL_MULTS:
-            known = ", ".join(map(str, sorted(CHANNEL_MULTS)))
-            raise SettingsError(
-                f"--{flag_name}={side}: the original has networks for {known} pixels; for other sizes choose the "
-                "channels of each resolution, such as --channel_mult=1,2,3,4"
-            )
-        halvings = len(self.channel_multiples) - 1
-        if side % 2**halvings:
-            raise SettingsError(
-                f"--{flag_name}={side} cannot be halved {halvings} times, as {halvings + 1} resolutions need: choose a "
-                f"multiple of {2**halvings}, or --channel_mult with fewer numbers"
-            )
+        # The network.
+        side, name = self.side, "large_size" if self.super_resolution else "image_size"
+        try:
+            self.network_shape().check_image(side, side)
+        except ShapeError as error:
+            raise SettingsError(f"--{name}={side}, --num_channels={self.num_channels}: {error}") from error
         if self.super_resolution and self.small_size > self.large_size:
             raise SettingsError(
                 f"--small_size={self.small_size} is above --large_size={self.large_size}: the small images are made "

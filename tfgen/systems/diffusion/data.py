@@ -8,11 +8,10 @@ from tfgen.data import builtin, cifar
 from tfgen.data.catalog import open_dataset
 from tfgen.data.channels import grey_as_rgb
 from tfgen.data.errors import DataError
-from tfgen.data.prepared_folder import open_image_folder
+from tfgen.data.prepared_folder import PreparedFolder, open_image_folder
 from tfgen.data.source import ImageSpec, Splits
+from tfgen.settings import SettingsError
 from tfgen.systems.diffusion.config import CHANNELS, Config
-
-_VALID_FOLDER, _TEST_FOLDER = "valid", "test"
 
 
 def known_spec(config: Config) -> ImageSpec | None:
@@ -59,16 +58,26 @@ def _image_folder(config: Config, folder: pathlib.Path) -> Splits:
             "--dataset=digits, photos, cifar10, a path or a TFDS name"
         )
 
-    def opened(place: pathlib.Path):
-        return open_image_folder(
-            place, config.side, class_cond=config.class_cond, max_classes=config.num_classes,
+    def opened(place: pathlib.Path, like: PreparedFolder | None = None) -> PreparedFolder:
+        source = open_image_folder(
+            place,
+            config.side,
+            class_cond=config.class_cond,
             convert_first=config.convert_first,
-        )  # fmt: skip
+            class_names=None if like is None else like.class_names,
+        )
+        if like is None and source.class_names is not None and len(source.class_names) > config.num_classes:
+            raise SettingsError(
+                f"{place} has {len(source.class_names)} classes ({', '.join(source.class_names[:5])} ...) and the "
+                f"network {config.num_classes}: set --num_classes={len(source.class_names)}, or rename the files so "
+                "that what precedes the first underscore names the class"
+            )
+        return source
 
     if not (folder / "train").is_dir():
         whole = opened(folder)
         return Splits(whole, whole, whole)
     train = opened(folder / "train")
-    valid = opened(folder / _VALID_FOLDER) if (folder / _VALID_FOLDER).is_dir() else None
-    test = opened(folder / _TEST_FOLDER) if (folder / _TEST_FOLDER).is_dir() else None
-    return Splits(train, valid or test or train, test or valid or train)
+    held_out = {name: opened(folder / name, train) for name in ("valid", "test") if (folder / name).is_dir()}
+    valid = held_out.get("valid") or held_out.get("test") or train
+    return Splits(train, valid, held_out.get("test") or valid)

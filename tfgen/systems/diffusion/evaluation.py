@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +15,10 @@ import tensorflow as tf
 
 from tfgen.randomness import Key
 from tfgen.settings import SettingsError, flag
-from tfgen.systems.diffusion.likelihood import bits_per_dim_loop
+from tfgen.systems.diffusion.likelihood_terms import bits_per_dim_loop
+from tfgen.systems.diffusion.process import Process
 from tfgen.systems.diffusion.resizing import area, from_uint8
+from tfgen.systems.diffusion.samplers import Model
 from tfgen.systems.diffusion.sampling import Conditions
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Evaluator:
 
     def evaluate(
         self, batches: Iterable[dict[str, np.ndarray]], options: EvaluateOptions
-    ) -> dict[str, float | np.ndarray]:
+    ) -> Mapping[str, float | np.ndarray]:
         """Means over the images, and "examples". See `System.evaluate`.
 
         * "bits_per_dim_bound": the variational bound. "prior_bits_per_dim": its last term.
@@ -65,7 +67,7 @@ class Evaluator:
                 process = system.base_process.respaced(options.timestep_respacing)
             except ValueError as error:
                 raise SettingsError(f"--timestep_respacing={options.timestep_respacing}: {error}") from error
-        steps = len(process.betas)
+        steps = process.steps
         if options.terms is not None and options.terms > steps:
             raise SettingsError(f"--terms={options.terms}: the process has {steps} steps; leave it out for all of them")
         examples, size = 0, 0
@@ -90,15 +92,14 @@ class Evaluator:
         return {name: value if value.ndim else float(value) for name, value in means.items()} | {"examples": examples}
 
     def _image_values(
-        self, process, rows: dict[str, np.ndarray], key: Key, options: EvaluateOptions
+        self, process: Process, rows: dict[str, np.ndarray], key: Key, options: EvaluateOptions
     ) -> dict[str, np.ndarray]:
         """By name, [B] or [B, steps]."""
         system = self._system
         x_start = from_uint8(rows["image"])
         model = system.model(process, conditions_of(system, rows, x_start))
         if options.terms is None:
-            shape = tf.shape(x_start)
-            noise = functools.partial(_noise, key, shape)
+            noise = functools.partial(_noise, key, tuple(x_start.shape))
             loop = bits_per_dim_loop(process, model, x_start, noise, clip_denoised=options.clip_denoised)
             return {
                 "bits_per_dim_bound": loop["total_bpd"].numpy(),
@@ -108,27 +109,36 @@ class Evaluator:
                 "mse_terms": loop["mse"].numpy(),
             }
         prior = process.prior_bits_per_dim(x_start).numpy()
-        terms = bound_from_terms(process, model, x_start, key, options.terms, options.clip_denoised)
-        return {"bits_per_dim_bound": prior + terms.numpy(), "prior_bits_per_dim": prior}
+        shares = [
+            bound_term(process, model, x_start, key, part, options.terms, options.clip_denoised).numpy()
+            for part in range(options.terms)
+        ]
+        return {"bits_per_dim_bound": prior + np.sum(shares, axis=0, dtype=np.float64), "prior_bits_per_dim": prior}
 
 
-def bound_from_terms(process, model, x_start: tf.Tensor, key: Key, terms: int, clip_denoised: bool) -> tf.Tensor:
-    """An estimate of the sum of the bound's terms, without the prior: right on average, float32 [B].
+def bound_term(
+    process: Process,
+    model: Model,
+    x_start: tf.Tensor,
+    key: Key,
+    part: int | tf.Tensor,
+    terms: int | tf.Tensor,
+    clip_denoised: bool = True,
+) -> tf.Tensor:
+    """A share of the bound, without the prior: float32 [B], whose sum over all parts is the bound on average.
 
-    The process is cut into `terms` equal parts, and one step drawn from each, for each image.
+    The process is cut into `terms` equal parts, and a step drawn from number `part` for each image. With as many terms
+    as steps every step is computed once, and the sum is the whole bound.
     """
-    steps = len(process.betas)
-    total = tf.zeros(tf.shape(x_start)[:1])
-    for part in range(terms):
-        stream = key.fold("term", part)
-        low, high = part * steps / terms, (part + 1) * steps / terms
-        place = low + (high - low) * tf.cast(stream.uniform([tf.shape(x_start)[0], 1])[:, 0], tf.float64)
-        t = tf.minimum(tf.cast(place, tf.int32), steps - 1)
-        noise = stream.fold("noise").normal(tf.unstack(tf.shape(x_start)))
-        x_t = process.q_sample(x_start, t, noise)
-        term = process.variational_bound_term(model(x_t, t), x_start, x_t, t, clip_denoised=clip_denoised)
-        total += term.bits_per_dim
-    return total * (steps / terms)
+    count, steps = tf.shape(x_start)[0], process.steps
+    stream = key.fold("term", part)
+    length = steps / tf.cast(terms, tf.float64)
+    place = (tf.cast(part, tf.float64) + tf.cast(stream.uniform([count, 1])[:, 0], tf.float64)) * length
+    t = tf.minimum(tf.cast(place, tf.int32), steps - 1)
+    noise = stream.fold("noise").normal([count, *x_start.shape[1:]])
+    x_t = process.q_sample(x_start, t, noise)
+    term, _ = process.variational_bound_term(model(x_t, t), x_start, x_t, t, clip_denoised)
+    return term * tf.cast(length, tf.float32)
 
 
 def conditions_of(system: ImprovedDiffusion, rows: dict, x_start: tf.Tensor) -> Conditions:
@@ -139,8 +149,8 @@ def conditions_of(system: ImprovedDiffusion, rows: dict, x_start: tf.Tensor) -> 
     return Conditions(labels, low_res)
 
 
-def _noise(key: Key, shape: tf.Tensor, step: int) -> tf.Tensor:
-    return key.fold("noise", step).normal(tf.unstack(shape))
+def _noise(key: Key, shape: tuple[int, ...], step: int) -> tf.Tensor:
+    return key.fold("noise", step).normal(shape)
 
 
 def _filled(rows: np.ndarray, count: int) -> np.ndarray:

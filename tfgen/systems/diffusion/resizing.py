@@ -35,6 +35,11 @@ def area(x: tf.Tensor, height: int, width: int) -> tf.Tensor:
     return _along_both(x, _pooling(x.shape[1], height), _pooling(x.shape[2], width))
 
 
+def from_uint8(images: np.ndarray | tf.Tensor) -> tf.Tensor:
+    """Bytes to float32 in [-1, 1]: value / 127.5 - 1."""
+    return tf.cast(images, tf.float32) / 127.5 - 1.0
+
+
 def to_uint8(x: tf.Tensor) -> tf.Tensor:
     """[-1, 1] to bytes as the original's programs do it: (x + 1) 127.5, clipped to 0 ... 255 and truncated."""
     return tf.cast(tf.clip_by_value((x + 1.0) * 127.5, 0.0, 255.0), tf.uint8)

@@ -16,9 +16,10 @@ from tfgen.randomness import Key
 from tfgen.settings import SettingsError, flag
 from tfgen.systems.base import SampleCallback
 from tfgen.systems.diffusion import samplers
+from tfgen.systems.diffusion.guidance import guided
 from tfgen.systems.diffusion.process import Process
 from tfgen.systems.diffusion.resizing import area, from_uint8, to_uint8
-from tfgen.systems.diffusion.samplers import SAMPLERS, guided
+from tfgen.systems.diffusion.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from tfgen.systems.diffusion.system import ImprovedDiffusion
@@ -30,8 +31,8 @@ class SampleOptions:
 
     sampler: str = flag(
         "ancestral",
-        "; ".join(f"{name}: {sampler.description}" for name, sampler in SAMPLERS.items()),
-        choices=tuple(SAMPLERS),
+        "; ".join(f"{name}: {sampler.description}" for name, sampler in SAMPLERS.items() if not sampler.from_images),
+        choices=tuple(name for name, sampler in SAMPLERS.items() if not sampler.from_images),
     )
     steps: int | None = flag(None, "steps of the process that are used, evenly spaced; default: all", minimum=2)
     timestep_respacing: str = flag("", "which steps are used, in the original's words: 250, 10,15,20 or ddim50")
@@ -275,10 +276,6 @@ class Sampler:
         if options.base_samples and not config.super_resolution:
             raise SettingsError(
                 "--base_samples belongs to super-resolution models, and this one makes images from noise"
-            )
-        if options.chosen not in self._system.samplers:
-            raise SettingsError(
-                f"--sampler={options.chosen} cannot serve this model; choose {', '.join(self._system.samplers)}"
             )
 
     def _low_res(

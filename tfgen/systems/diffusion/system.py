@@ -23,7 +23,6 @@ from tfgen.systems.diffusion.evaluation import TERMS_IN_TRAINING, EvaluateOption
 from tfgen.systems.diffusion.noise_schedules import betas
 from tfgen.systems.diffusion.process import LossType, MeanType, Process, VarianceType
 from tfgen.systems.diffusion.resizing import from_uint8
-from tfgen.systems.diffusion.samplers import SAMPLERS
 from tfgen.systems.diffusion.sampling import Conditions, SampleOptions, Sampler
 from tfgen.systems.diffusion.timestep_samplers import LossSecondMomentSampler, UniformSampler
 from tfgen.systems.diffusion.unet import UNet
@@ -32,6 +31,7 @@ from tfgen.training.recipe import LossScaleSettings, Recipe
 from tfgen.training.schedules import Constant, LinearDecay
 from tfgen.training.state import TrainState
 
+GRID_STEPS = 50  # of the sample grids in training
 _QUARTERS = 4
 _ENDLESS = 10**9  # steps of a run that nobody gave an end
 
@@ -74,15 +74,14 @@ class ImprovedDiffusion(System):
             self.base_process.respaced(config.timestep_respacing) if config.timestep_respacing else self.base_process
         )
         self.network = UNet(config.network_shape(tf.keras.mixed_precision.global_policy().compute_dtype), config.seed)
-        steps = len(self.process.betas)
+        steps = self.process.steps
         if config.schedule_sampler == "uniform":
-            self.timestep_sampler = UniformSampler(steps)
+            self.timestep_sampler: UniformSampler | LossSecondMomentSampler = UniformSampler(steps)
         else:
             self.timestep_sampler = LossSecondMomentSampler(steps)
             self.state.timestep_sampler = self.timestep_sampler
         # Labels of samples are drawn among the classes that the data have, which may be fewer than the table's.
         self.classes = spec.num_classes or config.num_classes
-        self.samplers = tuple(SAMPLERS)
         self._sampler = Sampler(self)
         self._evaluator = Evaluator(self)
 
@@ -163,7 +162,7 @@ class ImprovedDiffusion(System):
 
         # Loss by part of the process, as the original logs it; what a part has no sample of is not logged.
         metrics, partial = {}, {}
-        quarter = _QUARTERS * t // len(self.process.betas)
+        quarter = _QUARTERS * t // self.process.steps
         for name, values in terms.items():
             weighted = values * weights
             # The weighted total is the objective, which the step logs under the same name.
@@ -175,7 +174,7 @@ class ImprovedDiffusion(System):
                     [tf.reduce_sum(tf.where(inside > 0, weighted, 0.0)), tf.reduce_sum(inside)]
                 )
         observations = {}
-        if isinstance(self.timestep_sampler, LossSecondMomentSampler):
+        if self.timestep_sampler.uses_losses:
             observations = {"t": t, "loss": tf.stop_gradient(terms["loss"])}
         return Loss(tf.reduce_mean(terms["loss"] * weights), metrics, partial, observations)
 
@@ -187,6 +186,8 @@ class ImprovedDiffusion(System):
         return tf.where(drawn < self.config.label_dropout, self.config.num_classes, labels)
 
     def observe(self, observations: dict[str, tf.Tensor]) -> None:
+        """Hands the losses of all ranks to the timestep sampler."""
+        assert isinstance(self.timestep_sampler, LossSecondMomentSampler)
         self.timestep_sampler.update(observations["t"], observations["loss"])
 
     # What the commands need -----------------------------------------------------------------------------
@@ -220,12 +221,16 @@ class ImprovedDiffusion(System):
             arrays["arr_1"] = labels
         return {f"samples_{'x'.join(map(str, samples.shape))}.npz": arrays}
 
+    def default_sample_options(self) -> SampleOptions:
+        """Few steps of DDIM: a grid during training should not take minutes."""
+        return SampleOptions(sampler="ddim", steps=min(GRID_STEPS, self.base_process.steps))
+
     def default_evaluate_options(self) -> EvaluateOptions:
-        return EvaluateOptions(terms=min(TERMS_IN_TRAINING, len(self.process.betas)))
+        return EvaluateOptions(terms=min(TERMS_IN_TRAINING, self.process.steps))
 
     def evaluate(
         self, batches: Iterable[dict[str, np.ndarray]], options: EvaluateOptions, folder: pathlib.Path
-    ) -> dict[str, float | np.ndarray]:
+    ) -> Mapping[str, float | np.ndarray]:
         """The variational bound in bits per dimension. See `System.evaluate`."""
         return self._evaluator.evaluate(batches, options)
 
@@ -236,5 +241,5 @@ class ImprovedDiffusion(System):
         """See `System.load_published`. Averages and optimizer are read from the files beside `path`."""
         files = published.files_beside(path, self.config.ema_decays)
         logging.info("%s", files)
-        averages = [average.averages for average in state.averages]
+        averages = {average.decay: average.averages for average in state.averages}
         state.step.assign(published.load_into(files, self.network, averages, state.optimizer))
