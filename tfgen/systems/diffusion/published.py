@@ -189,7 +189,9 @@ def read_optimizer(path: str, network: UNet, optimizer: Any) -> Values:
         raise CheckpointError(f"{path}: expected one number of updates for all tensors, found {sorted(updates)}")
     values: Values = [(optimizer.updates, np.asarray(updates.pop(), np.int64))]
     for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
-        arrays = [_moment(path, state[index], key, f"tensor {index} ({name})", s) for index, (name, s) in shapes.items()]
+        arrays = [
+            _moment(path, state[index], key, f"tensor {index} ({name})", s) for index, (name, s) in shapes.items()
+        ]
         if flat:
             parts = np.split(arrays[0], np.cumsum(sizes)[:-1])
             arrays = [part.reshape(item.shape) for part, item in zip(parts, named, strict=True)]
