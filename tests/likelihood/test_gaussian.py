@@ -44,3 +44,16 @@ def test_draws_have_the_mean_and_the_spread():
     noise = np.random.RandomState(SEED).randn(20_000).astype(np.float32)
     drawn = gaussian.draw(tf.constant(3.0), tf.constant(math.log(0.5)), noise)
     np.testing.assert_allclose(drawn, 3.0 + 0.5 * noise, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [(0.3, -0.5, -0.2, 0.4), (1.0, 0.7, -1.0, -0.1), (0.0, 0.0, 2.0, 0.0)])
+def test_log_variances_give_the_same_divergence(case):
+    mean_q, log_std_q, mean_p, log_std_p = (tf.constant(value) for value in case)
+    found = gaussian.kl_divergence_of_log_variances(mean_q, 2 * log_std_q, mean_p, 2 * log_std_p)
+    assert float(found) == pytest.approx(kl(*case), rel=1e-5)
+
+
+def test_log_variances_beyond_the_range_of_variances():
+    """exp(-120) is 0 in float32; only the ratio of the variances and 1 / variance are formed."""
+    found = gaussian.kl_divergence_of_log_variances(*map(tf.constant, (1.0, -120.0, 1.0, -80.0)))
+    assert float(found) == pytest.approx(0.5 * (-1 + 40), rel=1e-5)

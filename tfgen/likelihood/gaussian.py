@@ -46,7 +46,7 @@ def kl_divergence(mean_q: tf.Tensor, log_std_q: tf.Tensor, mean_p: tf.Tensor, lo
 def kl_divergence_of_log_variances(
     mean_q: tf.Tensor, log_variance_q: tf.Tensor, mean_p: tf.Tensor, log_variance_p: tf.Tensor
 ) -> tf.Tensor:
-    """KL(q || p) of each entry, in nats; no variance is formed, so that log-variances far apart stay in range.
+    """KL(q || p) of each entry, in nats. Of the variances only the ratio and 1 / variance of p are formed.
 
         (-1 + lv_p - lv_q + exp(lv_q - lv_p) + (mean_q - mean_p)^2 exp(-lv_p)) / 2
 

@@ -130,5 +130,5 @@ def at(table: np.ndarray, t: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
     """
     if like.dtype not in (tf.float32, tf.float64):
         raise ValueError(f"expected images as float32, found {like.dtype.name}; cast them with tf.cast(x, tf.float32)")
-    entries = tf.cast(tf.gather(tf.constant(table, tf.float64), t), like.dtype)
-    return tf.reshape(entries, [-1] + [1] * (like.shape.rank - 1))  # [B, 1, 1, 1]
+    column = table.reshape([-1] + [1] * (like.shape.rank - 1))  # [T, 1, 1, 1]
+    return tf.cast(tf.gather(tf.constant(column, tf.float64), t), like.dtype)  # [B, 1, 1, 1]

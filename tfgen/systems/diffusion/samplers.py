@@ -143,8 +143,9 @@ def dpm_solver_pp_2m(process, model, x, noise, *, clip_denoised=True, denoised_f
     """Lu et al. (2022), DPM-Solver++ (arXiv 2211.01095), algorithm 2, at the steps of the process.
 
     Clipping is their static thresholding. The last step leads to abar = 1, where lambda is infinite: no line through
-    two predictions reaches that far, so this step is of first order and its result the prediction itself. The error of
-    that is bounded by the noise left in the first step of the process; with few steps it is also the stable choice.
+    two predictions reaches that far, and the result is the prediction itself. The step before is of first order too:
+    where steps are even in t it is several times as long in lambda as its predecessor, and a line drawn so far beyond
+    its two points costs more than it gains.
     """
     del noise
     _require_no_eta("dpm_solver_pp_2m", eta)
@@ -160,7 +161,7 @@ def dpm_solver_pp_2m(process, model, x, noise, *, clip_denoised=True, denoised_f
         else:
             h = lambdas[step - 1] - lambdas[step]
             data = pred_xstart
-            if previous is not None:
+            if previous is not None and step > 1:
                 half_ratio = 0.5 * h / (lambdas[step] - lambdas[step + 1])  # 1 / (2 r)
                 data = _scaled(1 + half_ratio, pred_xstart) - _scaled(half_ratio, previous)
             x = _scaled(sigmas[step - 1] / sigmas[step], x) - _scaled(alphas[step - 1] * np.expm1(-h), data)
@@ -170,30 +171,34 @@ def dpm_solver_pp_2m(process, model, x, noise, *, clip_denoised=True, denoised_f
 
 
 def heun(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=0.0, callback=None):
-    """Karras et al. (2022), algorithm 1 with sigma(t) = t, at the noise levels of the process.
+    """Karras et al. (2022), algorithm 1 with s(t) = cos t and sigma(t) = tan t, at the noise levels of the process.
 
-    Their variables are sigma = sqrt((1 - abar) / abar) and x / sqrt(abar), whose derivative by sigma is the predicted
-    noise. The last step leads to sigma = 0 and is Euler's: its result is the prediction of x_0. The network is asked
-    twice in the others.
+    So scaled, x = cos(t) x_0 + sin(t) noise is the process itself, sigma = sqrt((1 - abar) / abar) its noise level and
+    dx/dt = cos(t) noise - sin(t) x_0. Their choice for other networks, s = 1 and sigma = t, makes the first step of a
+    cosine schedule, from sigma = 1e4 to 100, so long that Heun's rule fails; angles are at most pi / 2.
+
+    The last step leads to sigma = 0 and is Euler's, whose result in their scaling is the prediction of x_0. The network
+    is asked twice in the others.
     """
     del noise
     _require_no_eta("heun", eta)
-    alphas, sigmas = process.sqrt_alphas_cumprod, process.sqrt_recipm1_alphas_cumprod
+    cosines, sines = process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod
+    angles = np.arctan2(sines, cosines)
 
     def slope(x: tf.Tensor, step: int) -> tuple[tf.Tensor, Prediction]:
         t = _everywhere(step, x)
         prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
-        return process.eps_from_xstart(x, t, prediction.pred_xstart), prediction
+        eps = process.eps_from_xstart(x, t, prediction.pred_xstart)
+        return _scaled(cosines[step], eps) - _scaled(sines[step], prediction.pred_xstart), prediction
 
     for done, step in enumerate(reversed(range(process.steps))):
         here, prediction = slope(x, step)
         if step == 0:
             x = prediction.pred_xstart
         else:
-            # In terms of x: x' = a' (x / a + (sigma' - sigma) slope).
-            shrink, advance = alphas[step - 1] / alphas[step], alphas[step - 1] * (sigmas[step - 1] - sigmas[step])
-            there, _ = slope(_scaled(shrink, x) + _scaled(advance, here), step - 1)
-            x = _scaled(shrink, x) + _scaled(advance, (here + there) / 2)
+            advance = angles[step - 1] - angles[step]
+            there, _ = slope(x + _scaled(advance, here), step - 1)
+            x += _scaled(advance / 2, here + there)
         _report(callback, done, process, x, prediction)
     return x
 
