@@ -28,7 +28,8 @@ class Recipe:
       batch_size: images per rank and update.
       microbatch: images of a rank that are computed at a time, the last of a batch may be fewer; 0 for all.
       microbatches_add: the gradients of microbatches, each the mean over its own images, are added; otherwise they are
-        averaged over the images, and the update is the same as without microbatches.
+        averaged over the images, and the update is the same as without microbatches. So are metrics; with added
+        gradients they are means of the microbatches' means.
       steps: updates after which the run ends by default.
       optimizer: an unbuilt `Optimizer`.
       learning_rate: function of the number of finished updates (int64 scalar) to a float32 scalar.

@@ -111,7 +111,8 @@ class TrainStep:
     def _loss_and_gradients(self, batch, key, scale) -> tuple[Metrics, Metrics, list[tf.Tensor]]:
         """Means over this rank's batch, (sum, number) of partial metrics, gradients of the scaled objective.
 
-        Gradients of microbatches are averaged over the images, or added: see `Recipe.microbatches_add`.
+        Gradients and metrics of microbatches are averaged over the images. Or the gradients are added, and the metrics
+        are means of the microbatches', whatever their sizes: see `Recipe.microbatches_add`.
         """
         metrics: Metrics = {}
         partial: Metrics = {}
@@ -124,8 +125,9 @@ class TrainStep:
             if loss.observations:
                 self._system.observe(self._of_all_ranks(loss.observations))
             new = tape.gradient(objective, self._variables, unconnected_gradients="zero")
-            share = (part.stop - part.start) / self._recipe.batch_size
-            weight = 1.0 if self._recipe.microbatches_add else share
+            weight = share = (part.stop - part.start) / self._recipe.batch_size
+            if self._recipe.microbatches_add:
+                weight, share = 1.0, 1.0 / len(self._parts)
             _add(gradients, [tf.convert_to_tensor(gradient) for gradient in new], weight)
             _accumulate(metrics, {"loss": loss.objective, **loss.metrics}, share)
             _accumulate(partial, loss.partial_metrics, 1.0)

@@ -1,6 +1,7 @@
 """Checkers of the recordings of improved diffusion."""
 
 from tests.parity.diffusion import (  # noqa: F401  (registration)
+    commandline,
     functions,
     network,
     preprocess,
@@ -8,4 +9,5 @@ from tests.parity.diffusion import (  # noqa: F401  (registration)
     sampling,
     schedules,
     timestep_sampler,
+    train,
 )

@@ -144,10 +144,7 @@ class ImprovedDiffusion(System):
     def loss(self, batch: Batch, key: Key, training: bool) -> Loss:
         """One step of the process for each image (spec of the objective: `Process.training_losses`)."""
         x_start = from_uint8(batch["image"])  # [B, S, S, 3]
-        size = tf.shape(x_start)[0]
-        uniforms = key.fold("timestep").uniform([size, 1])[:, 0]
-        t, weights = self.timestep_sampler.draw(tf.cast(uniforms, tf.float64))
-        noise = key.fold("noise").normal([size, *self.spec.shape])
+        t, weights, noise = self.draws(batch, key)
         x_t = self.process.q_sample(x_start, t, noise)
         given = conditions_of(self, batch, x_start)
         output = self.network(
@@ -177,6 +174,13 @@ class ImprovedDiffusion(System):
         if self.timestep_sampler.uses_losses:
             observations = {"t": t, "loss": tf.stop_gradient(terms["loss"])}
         return Loss(tf.reduce_mean(terms["loss"] * weights), metrics, partial, observations)
+
+    def draws(self, batch: Batch, key: Key) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Steps int32 [B], their importance weights float32 [B], and noise [B, S, S, 3] of a batch."""
+        size = tf.shape(batch["image"])[0]
+        uniforms = key.fold("timestep").uniform([size, 1])[:, 0]
+        t, weights = self.timestep_sampler.draw(tf.cast(uniforms, tf.float64))
+        return t, weights, key.fold("noise").normal([size, *self.spec.shape])
 
     def _some_hidden(self, labels: tf.Tensor | None, key: Key) -> tf.Tensor | None:
         """Labels, some replaced by the row for "no class": Ho & Salimans (arXiv:2207.12598), algorithm 1, line 3."""
