@@ -24,6 +24,12 @@ CASES = {
         "--dec_blocks=1x1,4m1,4x1,8m4,8x2,16m8,16x3,32m16,32x4",
     ],
     "vdvae_cifar10": ["--system=vdvae", "--hps=cifar10"],
+    # Configuration of the reference timing of the original diffusion code (two threads): 9,926,790 parameters.
+    "diffusion_reference": [
+        "--system=diffusion", "--dataset=cifar10", "--image_size=32", "--num_channels=64", "--num_res_blocks=2",
+        "--learn_sigma=True", "--dropout=0.3", "--diffusion_steps=4000", "--noise_schedule=cosine", "--batch_size=8",
+    ],
+    "diffusion_cifar10": ["--system=diffusion", "--hps=cifar10", "--batch_size=8"],
     "distaug_c10_15m": ["--system=distaug", "--hps=c10_15m", "--n_batch=1", "--precision=float32"],
     "distaug_c10_150m": ["--system=distaug", "--hps=c10_150m_baseline", "--n_batch=1", "--precision=float32"],
 }  # fmt: skip
