@@ -26,7 +26,7 @@ def group_norm(
     The variance is the biased one. All of it is computed in float32 and cast back at the end.
 
     Args:
-      x: [B, H, W, C], float32, float16 or bfloat16.
+      x: [B, H, W, C], float32, float16 or bfloat16. H, W and C are static.
       scale, shift: of each channel, float32 [C].
       groups: number of groups of neighbouring channels; divides C.
       modulation: scale and shift of each sample and channel, both [B, C].
@@ -65,8 +65,9 @@ def group_norm_reference(x: tf.Tensor, gain: tf.Tensor, offset: tf.Tensor, group
             by_offset = tf.reduce_sum(upstream, axis=[1, 2])  # [B, C]
             by_gain = inverse * (tf.reduce_sum(upstream * wide, axis=[1, 2]) - mean * by_offset)
             # What the means and the variance pass back, for each sample and channel.
-            along_mean = _group_means(gain * by_offset, groups) / _pixels(wide)
-            along_deviation = _group_means(gain * by_gain, groups) / _pixels(wide)
+            pixels = x.shape[1] * x.shape[2]
+            along_mean = _group_means(gain * by_offset, groups) / pixels
+            along_deviation = _group_means(gain * by_gain, groups) / pixels
             slope = -tf.square(inverse) * along_deviation
             level = -inverse * along_mean - mean * slope
             by_x = upstream * _on_pixels(inverse * gain) + (wide * _on_pixels(slope) + _on_pixels(level))
@@ -96,15 +97,11 @@ def _group_means(values: tf.Tensor, groups: int) -> tf.Tensor:
     if members == 1:
         return values
     means = tf.reduce_mean(tf.reshape(values, [-1, groups, members]), axis=2, keepdims=True)
-    return tf.reshape(tf.repeat(means, members, axis=2), tf.shape(values))
+    return tf.reshape(means * tf.ones([members]), [-1, values.shape[-1]])
 
 
 def _on_pixels(values: tf.Tensor) -> tf.Tensor:
     return values[:, tf.newaxis, tf.newaxis]  # [B, 1, 1, C]
-
-
-def _pixels(x: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
 
 
 def _summed_like(gradient: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

@@ -193,7 +193,7 @@ def test_initial_values():
 
 # Dropout and recomputation -------------------------------------------------------------------------------
 
-DROPPING = dataclasses.replace(SMALL, dropout=0.4)
+DROPPING = dataclasses.replace(SMALL, channel_mult=(1,), attention_rates=frozenset({1}), dropout=0.4)
 
 
 def test_dropout_of_a_sample_does_not_depend_on_the_batch():
