@@ -118,3 +118,17 @@ def test_refuses() -> None:
     ema, variables = _built()
     with pytest.raises(ValueError, match="built already"):
         ema.build(variables)
+
+
+@pytest.mark.parametrize("settings", [{}, {"warmup": True}, {"rounded_rate": True}])
+def test_an_update_that_is_not_taken_changes_no_bit(settings: dict) -> None:
+    variable = tf.Variable([1.0, -2.0, 0.3])
+    average = Ema(0.9, **settings)
+    average.build([variable])
+    variable.assign([0.5, 0.1, 7.0])
+    update = tf.function(average.update)
+    update(tf.constant(True))
+    assert average.averages[0].numpy()[0] != 1.0
+    before = [item.numpy().tobytes() for item in average.variables]
+    update(tf.constant(False))
+    assert [item.numpy().tobytes() for item in average.variables] == before

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfgen.training import moments16
-from tfgen.training.optimizers import Adafactor, Adam
+from tfgen.training.optimizers import Adafactor, Adam, AdamW
 
 SHAPES = {"matrix": [96, 90], "vector": [7], "table": [4, 3], "sos": [1, 1, 6], "scalar": []}
 RATES = [0.01, 0.02, 0.005, 0.015]
@@ -221,3 +221,34 @@ def test_refuses_settings_and_variables() -> None:
     variable = tf.Variable(1.0)
     with pytest.raises(ValueError, match="listed twice"):
         Adam().build([variable, variable])
+
+
+MAKERS = {
+    "adam": Adam,
+    "packed adam": lambda **settings: Adam(packed_moments=True, packed_min_size=1, **settings),
+    "adamw": AdamW,
+    "adafactor": Adafactor,
+}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0, 0.0])
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_update_that_is_not_taken_changes_no_bit(name: str, bad: float) -> None:
+    results = []
+    for skips in (False, True):
+        variables = _variables()
+        optimizer = MAKERS[name](weight_decay=0.1)
+        optimizer.build(variables)
+        apply = tf.function(optimizer.apply)
+        for step, rate in enumerate(RATES):
+            gradients = [tf.constant(g) for g in _arrays(step + 1, scale=0.1)]
+            if skips:
+                apply(gradients, tf.constant(rate), tf.constant(True))
+                before = _bits(optimizer, variables)
+                apply([tf.fill(v.shape, tf.constant(bad, tf.float32)) for v in variables], rate, tf.constant(False))
+                assert _bits(optimizer, variables) == before
+            else:
+                apply(gradients, tf.constant(rate))
+        results.append([variable.numpy() for variable in [*variables, *optimizer.variables]])
+    for straight, skipping in zip(*results, strict=True):  # another graph: equal up to rounding
+        np.testing.assert_allclose(straight, skipping, rtol=1e-6, atol=1e-9)

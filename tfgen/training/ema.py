@@ -64,20 +64,27 @@ class Ema(tf.Module):
         if self.warmup:
             self.updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="ema/updates")
 
-    def update(self) -> None:
-        """Moves every average towards its variable. Call it after each optimizer update (eagerly or traced)."""
+    def update(self, take: tf.Tensor | None = None) -> None:
+        """Moves every average towards its variable. Call it after each optimizer update (eagerly or traced).
+
+        Args:
+          take: bool scalar; where it is False nothing changes. None: always.
+        """
         if self._swapped:
             raise ValueError("update() inside swapped_in(): leave the block first")
         if self.rounded_rate:
             decay = np.float32(self.decay)
             for average, variable in zip(self.averages, self.targets, strict=True):
-                average.assign(decay * average + (np.float32(1.0) - decay) * variable)
+                moved = decay * average + (np.float32(1.0) - decay) * variable
+                average.assign(moved if take is None else tf.where(take, moved, average.read_value()))
             return
         forget = tf.constant(1.0 - self.decay, tf.float32)
         if self.warmup:
             count = tf.cast(self.updates, tf.float32)
             forget = tf.maximum(forget, 9.0 / (10.0 + count))  # 1 - (1 + n) / (10 + n), without the cancellation
-            self.updates.assign_add(1)
+            self.updates.assign_add(1 if take is None else tf.cast(take, tf.int64))
+        if take is not None:
+            forget = tf.where(take, forget, 0.0)  # average - 0 (average - variable) is the average, bit for bit
         for average, variable in zip(self.averages, self.targets, strict=True):
             average.assign_sub(forget * (average - variable))
 

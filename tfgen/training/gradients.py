@@ -17,8 +17,8 @@ class ClippedGradients(NamedTuple):
     Attributes:
       gradients: dense float32 tensors, unscaled and clipped; all zero where not `usable`.
       norm: float32 scalar to report, before clipping; inf or NaN tells that a gradient overflowed.
-      usable: bool scalar. Where it is False no update may be made: skip `Optimizer.apply`, whose weight decay and
-        moments would otherwise move on a gradient of zero.
+      usable: bool scalar. Where it is False no update may be made: hand it to `Optimizer.apply`, whose weight decay
+        and moments would otherwise move on a gradient of zero.
     """
 
     gradients: list[tf.Tensor]

@@ -44,6 +44,11 @@ def _is_matrix(variable: tf.Variable) -> bool:
     return variable.shape.rank >= 2
 
 
+def _assign(variable: tf.Variable, value: tf.Tensor, take: tf.Tensor | None) -> None:
+    """Sets the variable, unless `take` is False."""
+    variable.assign(value if take is None else tf.where(take, value, variable.read_value()))
+
+
 _SCALAR, _VECTOR, _MATRIX, _ANY_SHAPE = (tf.TensorSpec(shape, tf.float32) for shape in ([], [None], [None, None], None))
 
 
@@ -114,18 +119,24 @@ class Adam(tf.Module):
             return moments16.unpack_mean(mean), moments16.unpack_variance(variance)
         return mean, variance
 
-    def _store(self, index: int, mean: tf.Tensor, variance: tf.Tensor) -> None:
+    def _store(self, index: int, mean: tf.Tensor, variance: tf.Tensor, take: tf.Tensor | None) -> None:
         if self._packs(self.targets[index]):
             mean, variance = moments16.pack_mean(mean), moments16.pack_variance(variance)
-        self.first_moments[index].assign(mean)
-        self.second_moments[index].assign(variance)
+        _assign(self.first_moments[index], mean, take)
+        _assign(self.second_moments[index], variance, take)
 
-    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], learning_rate: float | tf.Tensor) -> None:
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor | tf.IndexedSlices],
+        learning_rate: float | tf.Tensor,
+        take: tf.Tensor | None = None,
+    ) -> None:
         """One update of all variables, every row of every table included.
 
         Args:
           gradients: one per variable, in the order given to `build`.
           learning_rate: scalar, the scheduled rate lr.
+          take: bool scalar; where it is False nothing changes, whatever the gradients hold (NaN, too). None: always.
 
         Raises:
           ValueError: gradients that do not fit the variables.
@@ -137,10 +148,10 @@ class Adam(tf.Module):
             variable = self.targets[index]
             keep = keep_matrix if _is_matrix(variable) else keep_vector
             value, mean, variance = self._updated(variable, *self.moments(index), gradient, keep, step_size)
-            variable.assign(value)
-            self._store(index, mean, variance)
-        self.beta1_power.assign(self.beta1_power * self.beta1)
-        self.beta2_power.assign(self.beta2_power * self.beta2)
+            _assign(variable, value, take)
+            self._store(index, mean, variance, take)
+        _assign(self.beta1_power, self.beta1_power * self.beta1, take)
+        _assign(self.beta2_power, self.beta2_power * self.beta2, take)
 
     @subgraph(*[_ANY_SHAPE] * 4, _SCALAR, _SCALAR)
     def _updated(self, value, mean, variance, gradient, keep, step_size):
@@ -194,13 +205,25 @@ class AdamW(tf.Module):
         self.first_moments = [_slot(variable, "adamw_mean") for variable in variables]
         self.second_moments = [_slot(variable, "adamw_variance") for variable in variables]
 
-    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], learning_rate: float | tf.Tensor) -> None:
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor | tf.IndexedSlices],
+        learning_rate: float | tf.Tensor,
+        take: tf.Tensor | None = None,
+    ) -> None:
         """One update of all variables; arguments and errors as in `Adam.apply`."""
         learning_rate = tf.cast(learning_rate, tf.float32)
         t = tf.cast(self.updates + 1, tf.float32)
         beta1_power, beta2_power = tf.pow(self.beta1, t), tf.pow(self.beta2, t)
         # The fused operation adds its epsilon before the bias correction of v: scaled, it is the one above.
         epsilon = self.epsilon * tf.sqrt(1.0 - beta2_power)
+        beta1, beta2, taken = tf.constant(self.beta1), tf.constant(self.beta2), tf.constant(1, tf.int64)
+        if take is not None:
+            # An update by nothing: betas of 1 keep the moments, a rate of 0 the values, bit for bit.
+            beta1, beta2 = tf.where(take, beta1, 1.0), tf.where(take, beta2, 1.0)
+            learning_rate, taken = tf.where(take, learning_rate, 0.0), tf.cast(take, tf.int64)
+            factor = tf.cast(take, tf.float32)
+            gradients = [tf.math.multiply_no_nan(tf.convert_to_tensor(gradient), factor) for gradient in gradients]
         decay = learning_rate * self.weight_decay
         slots = zip(self.targets, self.first_moments, self.second_moments, strict=True)
         for (variable, mean, variance), gradient in zip(slots, self._targets.dense(gradients), strict=True):
@@ -213,12 +236,12 @@ class AdamW(tf.Module):
                 beta1_power=beta1_power,
                 beta2_power=beta2_power,
                 lr=learning_rate,
-                beta1=self.beta1,
-                beta2=self.beta2,
+                beta1=beta1,
+                beta2=beta2,
                 epsilon=epsilon,
                 grad=gradient,
             )
-        self.updates.assign_add(1)
+        self.updates.assign_add(taken)
 
 
 class Adafactor(tf.Module):
@@ -276,11 +299,17 @@ class Adafactor(tf.Module):
         self.row_variances = [_slot(v, "adafactor_row", [v.shape[:-1].num_elements()]) for v in matrices]
         self.column_variances = [_slot(v, "adafactor_column", [v.shape[-1]]) for v in matrices]
 
-    def apply(self, gradients: Sequence[tf.Tensor | tf.IndexedSlices], learning_rate: float | tf.Tensor) -> None:
+    def apply(
+        self,
+        gradients: Sequence[tf.Tensor | tf.IndexedSlices],
+        learning_rate: float | tf.Tensor,
+        take: tf.Tensor | None = None,
+    ) -> None:
         """One update of all variables; arguments and errors as in `Adam.apply`."""
         learning_rate = tf.cast(learning_rate, tf.float32)
         pairs = list(zip(self.targets, self._targets.dense(gradients), strict=True))
-        self.vectors.apply([gradient for variable, gradient in pairs if not _is_matrix(variable)], learning_rate)
+        vectors = [gradient for variable, gradient in pairs if not _is_matrix(variable)]
+        self.vectors.apply(vectors, learning_rate, take)
 
         keep = 1.0 - learning_rate * self.weight_decay
         old_weight = self.beta2 * (1.0 - self.beta2_power) / (1.0 - self.beta2_next_power)
@@ -290,11 +319,11 @@ class Adafactor(tf.Module):
             update, new_row, new_column = self._update(
                 row, column, tf.reshape(gradient, [-1, variable.shape[-1]]), old_weight
             )
-            variable.assign(variable * keep - learning_rate * tf.reshape(update, variable.shape))
-            row.assign(new_row)
-            column.assign(new_column)
-        self.beta2_power.assign(self.beta2_power * self.beta2)
-        self.beta2_next_power.assign(self.beta2_next_power * self.beta2)
+            _assign(variable, variable * keep - learning_rate * tf.reshape(update, variable.shape), take)
+            _assign(row, new_row, take)
+            _assign(column, new_column, take)
+        _assign(self.beta2_power, self.beta2_power * self.beta2, take)
+        _assign(self.beta2_next_power, self.beta2_next_power * self.beta2, take)
 
     @subgraph(_VECTOR, _VECTOR, _MATRIX, _SCALAR)
     def _update(self, row, column, gradient, old_weight):

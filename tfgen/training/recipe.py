@@ -15,8 +15,11 @@ class Optimizer(Protocol):
     def build(self, variables: Sequence[tf.Variable]) -> None:
         """Creates the slots, all at their initial values."""
 
-    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor) -> None:
-        """One update of the variables given to `build`. Gradients are float32, unscaled and clipped."""
+    def apply(self, gradients: Sequence[tf.Tensor], learning_rate: tf.Tensor, take: tf.Tensor | None = None) -> None:
+        """One update of the variables given to `build`. Gradients are float32, unscaled and clipped.
+
+        Where `take` (bool scalar) is False nothing changes, whatever the gradients hold.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

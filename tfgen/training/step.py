@@ -33,7 +33,7 @@ class TrainStep:
         self._variables = system.network.trainable_variables
         self._key = Key.create(recipe.seed, "train", first_sample=ranks.rank * recipe.batch_size)
 
-    # Nothing here depends on the value of a tensor, but for one explicit tf.cond: AutoGraph would only cost time.
+    # Nothing here depends on the value of a tensor: AutoGraph would only cost time.
     @tf.function(reduce_retracing=True, autograph=False)
     def __call__(self, batch: dict[str, tf.Tensor], requests: tf.Tensor) -> dict[str, tf.Tensor]:
         """Takes one step.
@@ -78,13 +78,12 @@ class TrainStep:
             take &= clipped.norm < recipe.max_update_norm
         learning_rate = recipe.learning_rate(state.step if recipe.skipped_steps_count else state.updates)
 
-        def update() -> tf.Tensor:
-            state.optimizer.apply(clipped.gradients, learning_rate)
-            for average in state.averages:
-                average.update()
-            return tf.constant(0, tf.int64)
-
-        skipped = tf.cond(take, update, lambda: tf.constant(1, tf.int64))
+        # No tf.cond: its branches would take every gradient, weight, moment and average as an input each, and with a
+        # thousand variables building them would take longer than the rest of the step.
+        state.optimizer.apply(clipped.gradients, learning_rate, take)
+        for average in state.averages:
+            average.update(take)
+        skipped = tf.cast(~take, tf.int64)
         # An overflow is only trouble when the loss scale can no longer give way.
         overflow = ~norm_is_finite
         if recipe.loss_scale and recipe.loss_scale.dynamic:
