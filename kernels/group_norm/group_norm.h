@@ -18,6 +18,7 @@ struct TfgenGroupNormShape {
   int64_t gain_rows, offset_rows;           // 1: one row serves all samples; or B
   int32_t dtype;                            // TfgenDtype of x, y and their gradients; all else is float32
   int32_t silu;                             // 0 or 1
+  int32_t threads;                          // that share the work: decides how it is cut, which changes no bit
   float epsilon;                            // positive
 };
 
@@ -39,8 +40,8 @@ struct TfgenGroupNormBackward {
   double* scratch;
 };
 
-// Work is cut into units, some channels of a sample each, that write disjoint memory: results do not depend on threads.
-// A caller runs ranges of units on its own threads.
+// Work is cut into units, some channels of a sample each, that write disjoint memory. The sums of a channel do not
+// depend on the cuts. A caller runs ranges of units on its own threads.
 int64_t tfgen_group_norm_units(const struct TfgenGroupNormShape* shape);
 int64_t tfgen_group_norm_scratch(const struct TfgenGroupNormShape* shape);
 void tfgen_group_norm_forward_cpu(const struct TfgenGroupNormForward* args, int64_t first, int64_t last);

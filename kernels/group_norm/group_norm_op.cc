@@ -67,14 +67,15 @@ class GroupNormBase : public OpKernel {
 
   template <typename Args>
   static void Run(OpKernelContext* c, Args args, int64_t cycles, void (*kernel)(const Args*, int64_t, int64_t)) {
-    const TfgenGroupNormShape& shape = args.shape;
+    const auto* threads = c->device()->tensorflow_cpu_worker_threads();
+    TfgenGroupNormShape& shape = args.shape;
+    shape.threads = threads->num_threads;
     const int64_t units = tfgen_group_norm_units(&shape);
     if (units == 0) return;
     Tensor scratch;
     OP_REQUIRES_OK(c, c->allocate_temp(tensorflow::DT_DOUBLE, TensorShape({tfgen_group_norm_scratch(&shape)}), &scratch));
     args.scratch = scratch.flat<double>().data();
     const int64_t elements = shape.batch * shape.pixels * shape.channels / units;
-    const auto* threads = c->device()->tensorflow_cpu_worker_threads();
     tensorflow::Shard(threads->num_threads, threads->workers, units,
                       1000 + elements * (cycles + (shape.silu ? kSiluCycles : 0)),
                       [&args, kernel](int64_t first, int64_t last) { kernel(&args, first, last); });
