@@ -101,7 +101,10 @@ def computed(kernels: ctypes.CDLL, case: Case, silu: bool, x, dy, gain, offset, 
 
 
 def definition(case: Case, silu: bool, x, dy, gain, offset):
-    """The same in NumPy, in the type of its arguments: the formulas of the header, differentiated by hand."""
+    """The same in NumPy, in the type of its arguments: the formulas of the header, differentiated by hand.
+
+    With the sizes of the terms that each result is the sum of.
+    """
     one = x.dtype.type(1)
 
     def of_groups(values):  # mean over pixels and channels of a group, for each channel
@@ -119,9 +122,10 @@ def definition(case: Case, silu: bool, x, dy, gain, offset):
             gate = one / (one + np.exp(-y))
         g = dy * gate * (one + y * (one - gate))
         y = y * gate
-    along = gain[:, None] * g
-    dx = (along - of_groups(along) - n * of_groups(along * n)) / deviation
-    return y, dx, (g * n).sum(axis=1), g.sum(axis=1)
+    along = gain[:, None] * g / deviation
+    dx = along - of_groups(along) - n * of_groups(along * n)
+    terms = [np.abs(values).max() for values in (n * gain[:, None], along, g * n, g)]
+    return (y, dx, (g * n).sum(axis=1), g.sum(axis=1)), terms
 
 
 def arguments(rng: np.random.Generator, case: Case, dtype: int, spread: float, shift: float):
@@ -136,15 +140,15 @@ def check(kernels, rng, case: Case, silu: bool, dtype: int = build.FLOAT32, spre
     x, dy, gain, offset = arguments(rng, case, dtype, spread, shift)
     found = computed(kernels, case, silu, x, dy, gain, offset)
     inputs = wide(x), wide(dy), gain, offset
-    truth = definition(case, silu, *(values.astype(np.float64) for values in inputs))
-    naive = definition(case, silu, *inputs)
-    for index, (name, ours, theirs, exact) in enumerate(
-        zip(("y", "dx", "dgain", "doffset"), found, naive, truth, strict=True)
+    truth, sizes = definition(case, silu, *(values.astype(np.float64) for values in inputs))
+    naive, _ = definition(case, silu, *inputs)
+    for index, (name, ours, theirs, exact, size) in enumerate(
+        zip(("y", "dx", "dgain", "doffset"), found, naive, truth, sizes, strict=True)
     ):
         rounded = wide(stored(theirs, dtype)) if index < 2 else theirs
         error, baseline = (np.abs(values - exact).max() for values in (wide(ours) if index < 2 else ours, rounded))
-        # The floor: a few roundings, for what the naive form computes exactly.
-        floor = 4 * 2.0**-23 * np.abs(exact).max() + 1e-12
+        # The floor: a few roundings of the terms, for what the naive form computes exactly.
+        floor = 4 * 2.0**-23 * size + 1e-12
         factor = 2 if index == 0 else 3
         assert error <= factor * baseline + floor, f"{name} of {case}: error {error:.3e}, naive {baseline:.3e}"
 
@@ -167,7 +171,7 @@ def check_large_image(kernels: ctypes.CDLL, rng: np.random.Generator) -> None:
     x, dy, gain, offset = arguments(rng, case, build.FLOAT32, 1.0, 30.0)
     dy = np.abs(dy) + 1
     found = computed(kernels, case, False, x, dy, gain, offset)
-    truth = definition(case, False, *(values.astype(np.float64) for values in (x, dy, gain, offset)))
+    truth, _ = definition(case, False, *(values.astype(np.float64) for values in (x, dy, gain, offset)))
     np.testing.assert_allclose(found[0], truth[0], atol=3e-5)
     np.testing.assert_allclose(found[3], truth[3], rtol=1e-6)
     np.testing.assert_allclose(found[2], truth[2], atol=1e-6 * truth[3].max())
@@ -207,7 +211,7 @@ def test_extreme_values(kernels):
 
 
 def check_cuts(kernels: ctypes.CDLL, rng: np.random.Generator) -> None:
-    for case, silu in ((Case(1, 700, 192, 32, 1, 1), True), (Case(2, 9, 512, 4, 1, 2), False), (CASES[3], True)):
+    for case, silu in ((Case(1, 700, 512, 32, 1, 1), True), (Case(2, 9, 512, 4, 1, 2), False), (CASES[3], True)):
         inputs = arguments(rng, case, build.FLOAT32, 1.0, 0.5)
         whole = computed(kernels, case, silu, *inputs, threads=1)
         units = set()
@@ -216,7 +220,7 @@ def check_cuts(kernels: ctypes.CDLL, rng: np.random.Generator) -> None:
             again = computed(kernels, case, silu, *inputs, threads=threads, cut=cut)
             for ours, expected in zip(again, whole, strict=True):
                 np.testing.assert_array_equal(ours, expected)
-        assert case is CASES[3] or len(units) > 2
+        assert case is CASES[3] or len(units) > 1
 
 
 def test_cuts_do_not_change_a_bit(kernels, rng):
