@@ -70,15 +70,15 @@ def _group_norm_gradient(operation: tf.Operation, upstream: tf.Tensor, *_unused:
 @tf.RegisterGradient("TfgenGroupNormGrad")
 def _group_norm_second_gradient(operation: tf.Operation, *upstreams: tf.Tensor) -> list[tf.Tensor | None]:
     """By way of the plain form. All of it depends on x, gain, offset and dy; mean and deviation get nothing."""
-    *inputs, dy, _, _ = operation.inputs
+    x, gain, offset, dy, _, _ = operation.inputs
     groups, silu = operation.get_attr("groups"), operation.get_attr("silu")
     with tf.GradientTape() as outer:
-        outer.watch([*inputs, dy])
+        outer.watch([x, gain, offset, dy])
         with tf.GradientTape() as inner:
-            inner.watch(inputs)
-            y = group_norm_reference(*inputs, groups, silu)
-        first = inner.gradient(y, inputs, output_gradients=dy)
-    second = outer.gradient(first, [*inputs, dy], output_gradients=list(upstreams))
+            inner.watch([x, gain, offset])
+            y = group_norm_reference(x, gain, offset, groups, silu)
+        first = inner.gradient(y, [x, gain, offset], output_gradients=dy)
+    second = outer.gradient(first, [x, gain, offset, dy], output_gradients=list(upstreams))
     return [*second, None, None]
 
 
