@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfgen.randomness import Key, StepDraws, host_generator
 
 
-@pytest.mark.parametrize("draw", ["uniform", "normal"])
+@pytest.mark.parametrize("draw", ["uniform", "normal", "bits"])
 @pytest.mark.parametrize("shape", [(7, 3, 5), (300, 33), (64, 1), (5,)])
 def test_rows_do_not_depend_on_the_batch(draw, shape):
     key = Key.create(3, "test").fold("layer", 4)
@@ -47,6 +47,19 @@ def test_distributions():
     assert abs(normal.std() - 1) < 5 / (2 * 101000) ** 0.5
     neighbours = np.corrcoef(uniform[:-1].ravel(), uniform[1:].ravel())[0, 1]
     assert abs(neighbours) < 5 / 101000**0.5
+
+
+def test_bits_are_halves_of_words_each_value_alike():
+    drawn = Key.create(5, "bits").bits([1000, 101]).numpy()
+    assert drawn.dtype == np.int16
+    for shift in range(16):  # 101,000 fair coins, and no two neighbours alike
+        coins = (drawn >> shift) & 1
+        assert abs(coins.mean() - 0.5) < 5 * 0.5 / 101000**0.5
+        assert abs(np.corrcoef(coins[:, :-1].ravel(), coins[:, 1:].ravel())[0, 1]) < 5 / 100000**0.5
+    assert drawn.min() < -32700
+    assert drawn.max() > 32700
+    words = Key.create(5, "bits")._draw(tf.raw_ops.StatelessRandomUniformFullIntV2, [3, 12], tf.uint32).numpy()
+    np.testing.assert_array_equal(Key.create(5, "bits").bits([3, 24]).numpy().view(np.uint32), words)
 
 
 def test_ranks_share_the_draws_of_the_global_batch():

@@ -20,6 +20,7 @@ import tensorflow as tf
 _PHILOX = 1  # tf.random.Algorithm.PHILOX, as the raw operations spell it
 # One 128-bit Philox output holds four 32-bit words: a float32 draw of n numbers advances the counter by ceil(n / 4).
 _WORDS = 4
+_HALVES = 2  # of a word
 
 
 def purpose_word(purpose: str) -> int:
@@ -70,22 +71,29 @@ class Key:
 
     def uniform(self, shape: Sequence[int | tf.Tensor]) -> tf.Tensor:
         """float32 numbers in [0, 1)."""
-        return self._draw(tf.raw_ops.StatelessRandomUniformV2, shape)
+        return self._draw(tf.raw_ops.StatelessRandomUniformV2, shape, tf.float32)
 
     def normal(self, shape: Sequence[int | tf.Tensor]) -> tf.Tensor:
         """float32 standard normal numbers."""
-        return self._draw(tf.raw_ops.StatelessRandomNormalV2, shape)
+        return self._draw(tf.raw_ops.StatelessRandomNormalV2, shape, tf.float32)
 
-    def _draw(self, operation, shape) -> tf.Tensor:
+    def bits(self, shape: Sequence[int | tf.Tensor]) -> tf.Tensor:
+        """int16 numbers, all 65,536 values alike: half a random word each, where a `uniform` number takes a whole."""
+        return self._draw(tf.raw_ops.StatelessRandomUniformFullIntV2, shape, tf.uint32, _HALVES)
+
+    def _draw(self, operation, shape, dtype, parts: int = 1) -> tf.Tensor:
+        """What the operation draws, numbers of 32 bits; with `parts` 2, each as two int16."""
         per_sample = 1
         for extent in shape[1:]:
             per_sample = per_sample * extent
-        blocks = (per_sample + _WORDS - 1) // _WORDS
+        blocks = (per_sample + parts * _WORDS - 1) // (parts * _WORDS)
         key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=self.seed)
         offset = tf.stack([self.first_sample * tf.cast(blocks, tf.int64), tf.constant(0, tf.int64)])
         # uint64 addition has no kernel on every device; two's complement int64 addition is the same bits.
         counter = tf.bitcast(tf.bitcast(counter, tf.int64) + offset, tf.uint64)
-        drawn = operation(shape=[shape[0], blocks * _WORDS], key=key, counter=counter, alg=_PHILOX, dtype=tf.float32)
+        drawn = operation(shape=[shape[0], blocks * _WORDS], key=key, counter=counter, alg=_PHILOX, dtype=dtype)
+        if parts == _HALVES:
+            drawn = tf.reshape(tf.bitcast(drawn, tf.int16), [shape[0], blocks * _WORDS * _HALVES])
         return tf.reshape(drawn[:, :per_sample], shape)
 
 

@@ -15,7 +15,11 @@ CPU_SOURCES = (
         f"kernels/blocksparse/blocksparse_cpu{suffix}.cc"
         for suffix in ("", "_portable", "_avx2", "_avx512", "_avx512_bf16")
     ),
-    *(f"kernels/gelu/gelu_cpu{suffix}.cc" for suffix in ("", "_portable", "_avx2", "_avx512")),
+    *(
+        f"kernels/{name}/{name}_cpu{suffix}.cc"
+        for name in ("gelu", "group_norm")
+        for suffix in ("", "_portable", "_avx2", "_avx512")
+    ),
 )
 TEST_SOURCES = ("tests/kernels/pairs.cc",)
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror")
@@ -96,6 +100,29 @@ class Decode(ctypes.Structure):
     )
 
 
+class GroupNormShape(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "pixels", "channels", "groups", "gain_rows", "offset_rows")),
+        *((name, ctypes.c_int32) for name in ("dtype", "silu", "threads")),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+class GroupNormForward(ctypes.Structure):
+    _fields_ = (
+        ("shape", GroupNormShape),
+        *((name, ctypes.c_void_p) for name in ("x", "gain", "offset", "y", "mean", "inverse", "scratch")),
+    )
+
+
+class GroupNormBackward(ctypes.Structure):
+    _fields_ = (
+        ("shape", GroupNormShape),
+        *((name, ctypes.c_void_p) for name in ("x", "dy", "gain", "offset", "mean", "inverse")),
+        *((name, ctypes.c_void_p) for name in ("dx", "dgain", "doffset", "scratch")),
+    )
+
+
 def load_cpu_kernels(library: Path) -> ctypes.CDLL:
     """The library with the signatures of its functions set."""
     loaded = ctypes.CDLL(str(library))
@@ -120,4 +147,10 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
         function = getattr(loaded, f"tfgen_gelu_{name}_cpu")
         function.argtypes = [*[ctypes.c_void_p] * pointers, ctypes.c_int64]
         function.restype = None
+    for name in ("units", "scratch"):
+        function = getattr(loaded, f"tfgen_group_norm_{name}")
+        function.argtypes, function.restype = [ctypes.POINTER(GroupNormShape)], ctypes.c_int64
+    for name, struct in (("forward", GroupNormForward), ("backward", GroupNormBackward)):
+        function = getattr(loaded, f"tfgen_group_norm_{name}_cpu")
+        function.argtypes, function.restype = [ctypes.POINTER(struct), ctypes.c_int64, ctypes.c_int64], None
     return loaded

@@ -215,6 +215,23 @@ def test_dropout_in_training_only():
         network(x, timesteps, training=True)
 
 
+@pytest.mark.parametrize("rate", [0.3, 0.5, 1e-3, 0.999])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
+def test_dropout_passes_gradients_through_its_mask(rate, dtype):
+    """The share of what is dropped: within five standard errors."""
+    key = Key.create(1, "dropout")
+    x = tf.ones([2, 100, 50, 33], dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = unet.dropout(x, rate, [key.seed, key.first_sample])
+    upstream = tf.cast(tf.random.stateless_normal(x.shape, [1, 2]), dtype)
+    gradient = tape.gradient(y, x, output_gradients=upstream)
+    np.testing.assert_array_equal(gradient, tf.where(y > 0, upstream * tf.reduce_max(y), 0))
+    zeros = np.mean(y == 0)
+    assert abs(zeros - rate) < 5 * (rate * (1 - rate) / 330_000) ** 0.5
+    assert {float(value) for value in np.unique(tf.cast(y, tf.float32))} == {0.0, float(tf.cast(1 / (1 - rate), dtype))}
+
+
 def test_dropout_keeps_a_share_and_the_mean():
     key = Key.create(0, "dropout")
     dropped = unet.dropout(tf.ones([64, 8, 8, 4]), 0.25, [key.seed, key.first_sample]).numpy()
