@@ -13,8 +13,8 @@ struct WinogradKernels {
   void (*transform_kernel)(const TfgenWinogradShape&, const float* kernel, bool reversed, float* transformed,
                            int64_t first, int64_t last);
   void (*convolve)(const TfgenWinogradConvolution&, int64_t first, int64_t last);
-  int64_t (*chunk_tiles)(const TfgenWinogradShape&);
-  int64_t (*scratch_size)(const TfgenWinogradShape&);
+  int64_t (*chunk_tiles)(const TfgenWinogradShape&, int64_t threads);
+  int64_t (*scratch_size)(const TfgenWinogradShape&, int64_t chunk_tiles);
   int64_t (*product_units)(const TfgenWinogradShape&);
   void (*transform_tiles)(const TfgenWinogradKernelGradient&, int64_t chunk, int64_t first, int64_t last);
   void (*add_products)(const TfgenWinogradKernelGradient&, int64_t chunk, int64_t tiles, int64_t first, int64_t last);

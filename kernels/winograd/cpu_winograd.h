@@ -5,25 +5,20 @@
 #ifndef TFGEN_KERNELS_WINOGRAD_CPU_WINOGRAD_H_
 #define TFGEN_KERNELS_WINOGRAD_CPU_WINOGRAD_H_
 
-#include "kernels/blocksparse/cpu_vector.h"
-#include "kernels/winograd/cpu_dispatch.h"
+#include "kernels/winograd/cpu_tiles.h"
 
 namespace tfgen {
 namespace TFGEN_ISA {
 
-constexpr int kPoints = 16;                    // of a transformed tile
 constexpr int kRows = kLanes == 16 ? 12 : 6;   // with kColumns: the sums and what is multiplied fit the registers
 constexpr int64_t kColumns = 2 * kLanes;       // of a panel
 constexpr int64_t kDepth = 256;                // of products at a time: a panel of a kernel stays in the L1 cache
-constexpr int64_t kBlockFloats = 1 << 18;      // of a block of tiles in both domains: about the L2 cache
-constexpr int64_t kChunkFloats = 1 << 20;      // of a chunk of tiles of the gradient by the kernel ...
-constexpr int64_t kLeastChunk = 64;            // ... which has as many tiles at least
+constexpr int64_t kTileDepth = 64;             // the same for panels of slopes, whose depth are tiles
+constexpr int64_t kBlockFloats = 1 << 17;      // of a block of tiles of a convolution, in both domains: the L2 cache
+constexpr int64_t kChunkFloats = 1 << 18;      // of a chunk of tiles of the gradient by the kernel, for each thread
 
 // At least n floats in an odd number of cache lines: rows this far apart do not compete for the same place of a cache.
 TFGEN_INLINE int64_t odd_lines(int64_t n) { return (round_up(n, 16) / 16 | 1) * 16; }
-
-TFGEN_INLINE Vec at(const float* x) { return *reinterpret_cast<const UnalignedVec*>(x); }
-TFGEN_INLINE void put(float* x, Vec value) { *reinterpret_cast<UnalignedVec*>(x) = value; }
 
 // Products ------------------------------------------------------------------------------------------------------
 
@@ -68,14 +63,15 @@ TFGEN_INLINE void multiply_panel(int64_t rows, int64_t columns, const float* a, 
   }
 }
 
-// Transforms (Lavin & Gray, section 4.1) ------------------------------------------------------------------------
+// The convolution -----------------------------------------------------------------------------------------------
 
-// B^T d, for one column.
-TFGEN_INLINE void transform_pixels(Vec d0, Vec d1, Vec d2, Vec d3, Vec* out, int step) {
-  out[0] = d0 - d2;
-  out[step] = d1 + d2;
-  out[2 * step] = d2 - d1;
-  out[3 * step] = d1 - d3;
+// A transformed kernel: for each panel of outputs and point, [inputs, kColumns].
+TFGEN_INLINE int64_t kernel_point_step(const TfgenWinogradShape& shape) { return odd_lines(shape.inputs * kColumns); }
+
+inline int64_t kernel_units(const TfgenWinogradShape& shape) { return (shape.outputs + kColumns - 1) / kColumns; }
+
+inline int64_t kernel_size(const TfgenWinogradShape& shape) {
+  return kernel_units(shape) * kPoints * kernel_point_step(shape);
 }
 
 // G g
@@ -93,101 +89,6 @@ TFGEN_INLINE void points_to_taps(Vec m0, Vec m1, Vec m2, Vec m3, Vec* out, int s
   out[0] = m0 + sum;
   out[step] = 0.5f * (m1 - m2);
   out[2 * step] = sum + m3;
-}
-
-// Where a tile is, tile after tile.
-struct Position {
-  int64_t image, row, column, rows, columns;
-
-  static TFGEN_INLINE int64_t tiles(const TfgenWinogradShape& shape) {
-    return shape.batch * ((shape.height + 1) / 2) * ((shape.width + 1) / 2);
-  }
-  static TFGEN_INLINE Position of(const TfgenWinogradShape& shape, int64_t tile) {
-    const int64_t rows = (shape.height + 1) / 2, columns = (shape.width + 1) / 2;
-    return {tile / (rows * columns), tile / columns % rows, tile % columns, rows, columns};
-  }
-  TFGEN_INLINE void next() {
-    if (++column < columns) return;
-    column = 0;
-    if (++row < rows) return;
-    row = 0;
-    ++image;
-  }
-};
-
-// Zeros, the calling thread's until it asks for other scratch.
-inline const float* zero_row(int64_t channels) {
-  const size_t bytes = static_cast<size_t>(channels) * sizeof(float);
-  return static_cast<const float*>(memset(thread_scratch(bytes), 0, bytes));
-}
-
-// The kSize x kSize pixels from `before` rows and columns before a tile on; those outside of the image are `zeros`.
-template <int kSize>
-TFGEN_INLINE void find_pixels(const TfgenWinogradShape& shape, const Position& p, int before, const float* x,
-                              int64_t channels, const float* zeros, const float** pixels) {
-  for (int i = 0; i < kSize; ++i) {
-    const int64_t row = 2 * p.row + i - before;
-    for (int j = 0; j < kSize; ++j) {
-      const int64_t column = 2 * p.column + j - before;
-      const bool inside = row >= 0 && row < shape.height && column >= 0 && column < shape.width;
-      const int64_t pixel = (p.image * shape.height + row) * shape.width + column;
-      pixels[i * kSize + j] = inside ? x + pixel * channels : zeros;
-    }
-  }
-}
-
-// out[point * point_step + d] = (B^T d B)[point] of `channels` channels of the 16 pixels of a tile, zeros up to `padded`.
-inline void pixels_to_points(const float* const* pixels, int64_t channels, int64_t padded, float* out,
-                             int64_t point_step) {
-  for (int64_t d = 0; d < padded; d += kLanes) {
-    Vec half[16] = {}, points[16];
-    if (d < channels) {
-      Vec x[16];
-      if (d + kLanes <= channels) {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) x[i] = at(pixels[i] + d);
-      } else {
-        for (int i = 0; i < 16; ++i) x[i] = load_some<Float32>(pixels[i] + d, channels - d);
-      }
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) transform_pixels(x[j], x[4 + j], x[8 + j], x[12 + j], half + j, 4);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const Vec* row = half + 4 * i;
-      transform_pixels(row[0], row[1], row[2], row[3], points + 4 * i, 1);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) put(out + i * point_step + d, points[i]);
-  }
-}
-
-// The same of A s A^T, s the 2x2 slopes of a tile; zeros up to whole vectors.
-inline void slopes_to_points(const float* const* slopes, int64_t channels, float* out, int64_t point_step) {
-  for (int64_t d = 0; d < channels; d += kLanes) {
-    Vec x[4];
-    for (int i = 0; i < 4; ++i) x[i] = load_some<Float32>(slopes[i] + d, channels - d);
-    const Vec half[4][2] = {{x[0], x[1]}, {x[0] + x[2], x[1] + x[3]}, {x[0] - x[2], x[1] - x[3]}, {-x[2], -x[3]}};
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      float* row = out + 4 * i * point_step + d;
-      put(row, half[i][0]);
-      put(row + point_step, half[i][0] + half[i][1]);
-      put(row + 2 * point_step, half[i][0] - half[i][1]);
-      put(row + 3 * point_step, -half[i][1]);
-    }
-  }
-}
-
-// The convolution -----------------------------------------------------------------------------------------------
-
-// A transformed kernel: for each panel of outputs and point, [inputs, kColumns].
-TFGEN_INLINE int64_t kernel_point_step(const TfgenWinogradShape& shape) { return odd_lines(shape.inputs * kColumns); }
-
-inline int64_t kernel_units(const TfgenWinogradShape& shape) { return (shape.outputs + kColumns - 1) / kColumns; }
-
-inline int64_t kernel_size(const TfgenWinogradShape& shape) {
-  return kernel_units(shape) * kPoints * kernel_point_step(shape);
 }
 
 // taps[p][i] = kernel[p][input + i][output ...], zeros beyond either.
@@ -231,33 +132,6 @@ inline void transform_kernel(const TfgenWinogradShape& shape, const float* kerne
   }
 }
 
-// y = A^T m A + bias of one tile, where it lies inside of the image.
-inline void points_to_results(const TfgenWinogradConvolution& args, const Position& p, const float* points,
-                              int64_t point_step) {
-  const TfgenWinogradShape& shape = args.shape;
-  const int64_t outputs = shape.outputs, row = 2 * p.row, column = 2 * p.column;
-  float* y = args.y + ((p.image * shape.height + row) * shape.width + column) * outputs;
-  const bool right = column + 1 < shape.width, below = row + 1 < shape.height;
-  for (int64_t d = 0; d < outputs; d += kLanes) {
-    const int64_t left = outputs - d;
-    Vec upper[4], lower[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const float* x = points + j * point_step + d;
-      const Vec x1 = at(x + 4 * point_step), x2 = at(x + 8 * point_step);
-      upper[j] = at(x) + (x1 + x2);
-      lower[j] = (x1 - x2) - at(x + 12 * point_step);
-    }
-    const Vec bias = args.bias == nullptr ? Vec{} : load_some<Float32>(args.bias + d, left);
-    store_some<Float32>(y + d, upper[0] + (upper[1] + upper[2]) + bias, left);
-    if (right) store_some<Float32>(y + outputs + d, (upper[1] - upper[2]) - upper[3] + bias, left);
-    if (!below) continue;
-    float* next = y + shape.width * outputs + d;
-    store_some<Float32>(next, lower[0] + (lower[1] + lower[2]) + bias, left);
-    if (right) store_some<Float32>(next + outputs, (lower[1] - lower[2]) - lower[3] + bias, left);
-  }
-}
-
 inline void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last) {
   const TfgenWinogradShape& shape = args.shape;
   const int64_t in_step = odd_lines(shape.inputs), out_step = odd_lines(round_up(shape.outputs, kColumns));
@@ -297,19 +171,17 @@ inline void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_
 
 // The gradient by the kernel ------------------------------------------------------------------------------------
 
-// Pixels and slopes of a chunk and the sums of their products over all tiles, in the transformed domain. Sums of a point
-// are [panel of outputs, inputs, kColumns].
+// Pixels and slopes of a chunk of tiles, and the sums of their products over all chunks, in the transformed domain. Sums
+// of a point are [panel of outputs, inputs, kColumns].
 struct Scratch {
-  int64_t tiles, in_step, out_step, in_point, out_point, panel_step, sum_point;
+  int64_t in_step, out_step, in_point, out_point, panel_step, sum_point;
 
-  static TFGEN_INLINE Scratch of(const TfgenWinogradShape& shape) {
+  static TFGEN_INLINE Scratch of(const TfgenWinogradShape& shape, int64_t tiles) {
     Scratch s;
     s.in_step = odd_lines(round_up(shape.inputs, kRows));
     s.out_step = odd_lines(shape.outputs);
-    const int64_t tiles = Position::tiles(shape), fitting = kChunkFloats / (kPoints * (s.in_step + s.out_step));
-    s.tiles = smaller(fitting < kLeastChunk ? kLeastChunk : fitting, tiles);
-    s.in_point = odd_lines(s.tiles * s.in_step);
-    s.out_point = odd_lines(s.tiles * s.out_step);
+    s.in_point = odd_lines(tiles * s.in_step);
+    s.out_point = odd_lines(tiles * s.out_step);
     s.panel_step = round_up(shape.inputs, kRows) * kColumns;
     s.sum_point = odd_lines(kernel_units(shape) * s.panel_step);
     return s;
@@ -319,15 +191,22 @@ struct Scratch {
   TFGEN_INLINE int64_t size() const { return sums() + kPoints * sum_point; }
 };
 
-inline int64_t chunk_tiles(const TfgenWinogradShape& shape) { return Scratch::of(shape).tiles; }
+// Whole kTileDepth, so that sums do not depend on the size of chunks.
+inline int64_t chunk_tiles(const TfgenWinogradShape& shape, int64_t threads) {
+  const Scratch s = Scratch::of(shape, 1);
+  const int64_t fitting = threads * kChunkFloats / (kPoints * (s.in_step + s.out_step)) / kTileDepth * kTileDepth;
+  return smaller(fitting < kTileDepth ? kTileDepth : fitting, Position::tiles(shape));
+}
 
-inline int64_t scratch_size(const TfgenWinogradShape& shape) { return Scratch::of(shape).size(); }
+inline int64_t scratch_size(const TfgenWinogradShape& shape, int64_t chunk_tiles) {
+  return Scratch::of(shape, chunk_tiles).size();
+}
 
 inline int64_t product_units(const TfgenWinogradShape& shape) { return kPoints * kernel_units(shape); }
 
 inline void transform_tiles(const TfgenWinogradKernelGradient& args, int64_t chunk, int64_t first, int64_t last) {
   const TfgenWinogradShape& shape = args.shape;
-  const Scratch s = Scratch::of(shape);
+  const Scratch s = Scratch::of(shape, args.chunk_tiles);
   const float* zeros = zero_row(shape.inputs > shape.outputs ? shape.inputs : shape.outputs);
   Position p = Position::of(shape, chunk + first);
   for (int64_t i = first; i < last; ++i, p.next()) {
@@ -343,16 +222,16 @@ inline void transform_tiles(const TfgenWinogradKernelGradient& args, int64_t chu
 inline void add_products(const TfgenWinogradKernelGradient& args, int64_t chunk, int64_t tiles, int64_t first,
                          int64_t last) {
   const TfgenWinogradShape& shape = args.shape;
-  const Scratch s = Scratch::of(shape);
+  const Scratch s = Scratch::of(shape, args.chunk_tiles);
   const int64_t panels = kernel_units(shape);
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t point = unit / panels, panel = unit % panels;
     const float* a = args.scratch + point * s.in_point;
     const float* b = args.scratch + s.slopes() + point * s.out_point + panel * kColumns;
     float* sums = args.scratch + s.sums() + point * s.sum_point + panel * s.panel_step;
-    for (int64_t tile = 0; tile < tiles; tile += kDepth) {
+    for (int64_t tile = 0; tile < tiles; tile += kTileDepth) {
       multiply_panel<true>(round_up(shape.inputs, kRows), shape.outputs - panel * kColumns, a + tile * s.in_step,
-                           s.in_step, b + tile * s.out_step, s.out_step, smaller(kDepth, tiles - tile),
+                           s.in_step, b + tile * s.out_step, s.out_step, smaller(kTileDepth, tiles - tile),
                            chunk + tile > 0, sums, kColumns);
     }
   }
@@ -361,7 +240,7 @@ inline void add_products(const TfgenWinogradKernelGradient& args, int64_t chunk,
 // dkernel = G^T sums G
 inline void finish(const TfgenWinogradKernelGradient& args, int64_t first, int64_t last) {
   const TfgenWinogradShape& shape = args.shape;
-  const Scratch s = Scratch::of(shape);
+  const Scratch s = Scratch::of(shape, args.chunk_tiles);
   for (int64_t input = first; input < last; ++input) {
     for (int64_t output = 0; output < shape.outputs; output += kLanes) {
       const float* sums = args.scratch + s.sums() + output / kColumns * s.panel_step + input * kColumns;

@@ -29,8 +29,8 @@ int64_t tfgen_winograd_tiles(const TfgenWinogradShape* shape);
 int64_t tfgen_winograd_kernel_size(const TfgenWinogradShape* shape);
 // Units of the work of making it.
 int64_t tfgen_winograd_kernel_units(const TfgenWinogradShape* shape);
-// `reversed`: `kernel` is [3, 3, outputs, inputs] and is mirrored along its sides and transposed, which makes `convolve`
-// the gradient by the images.
+// `reversed`: `kernel` is [3, 3, outputs, inputs], and is mirrored along both sides and transposed. That makes
+// `convolve` the gradient by the images.
 void tfgen_winograd_transform_kernel_cpu(const TfgenWinogradShape* shape, const float* kernel, int32_t reversed,
                                          float* transformed, int64_t first, int64_t last);
 
@@ -52,18 +52,19 @@ typedef struct {
   TfgenWinogradShape shape;
   const float* x;   // [batch, height, width, inputs]
   const float* dy;  // [batch, height, width, outputs]
-  float* scratch;   // of tfgen_winograd_scratch_size
-  float* dkernel;   // [3, 3, inputs, outputs]
+  int64_t chunk_tiles;
+  float* scratch;  // of tfgen_winograd_scratch_size
+  float* dkernel;  // [3, 3, inputs, outputs]
 } TfgenWinogradKernelGradient;
 
-// Tiles are taken in chunks of this many, from tile 0 on, which bounds the memory.
-int64_t tfgen_winograd_chunk_tiles(const TfgenWinogradShape* shape);
+// Tiles are taken in chunks of this many, from tile 0 on, which bounds the memory. The result does not depend on it.
+int64_t tfgen_winograd_chunk_tiles(const TfgenWinogradShape* shape, int64_t threads);
 // Floats of scratch.
-int64_t tfgen_winograd_scratch_size(const TfgenWinogradShape* shape);
+int64_t tfgen_winograd_scratch_size(const TfgenWinogradShape* shape, int64_t chunk_tiles);
 // Units of `add_products`.
 int64_t tfgen_winograd_product_units(const TfgenWinogradShape* shape);
 
-// For each chunk, with its first tile and number of tiles: transform all its tiles [0, tiles), then add all products.
+// For each chunk, with its first tile and number of tiles: transform its tiles [0, tiles), then add all products.
 void tfgen_winograd_transform_tiles_cpu(const TfgenWinogradKernelGradient* args, int64_t chunk, int64_t first,
                                         int64_t last);
 void tfgen_winograd_add_products_cpu(const TfgenWinogradKernelGradient* args, int64_t chunk, int64_t tiles,

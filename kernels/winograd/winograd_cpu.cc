@@ -42,9 +42,13 @@ void tfgen_winograd_convolve_cpu(const TfgenWinogradConvolution* args, int64_t f
   tfgen::kernels().convolve(*args, first, last);
 }
 
-int64_t tfgen_winograd_chunk_tiles(const TfgenWinogradShape* shape) { return tfgen::kernels().chunk_tiles(*shape); }
+int64_t tfgen_winograd_chunk_tiles(const TfgenWinogradShape* shape, int64_t threads) {
+  return tfgen::kernels().chunk_tiles(*shape, threads);
+}
 
-int64_t tfgen_winograd_scratch_size(const TfgenWinogradShape* shape) { return tfgen::kernels().scratch_size(*shape); }
+int64_t tfgen_winograd_scratch_size(const TfgenWinogradShape* shape, int64_t chunk_tiles) {
+  return tfgen::kernels().scratch_size(*shape, chunk_tiles);
+}
 
 int64_t tfgen_winograd_product_units(const TfgenWinogradShape* shape) { return tfgen::kernels().product_units(*shape); }
 

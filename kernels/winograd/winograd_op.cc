@@ -55,7 +55,9 @@ Status CheckKernelGradient(const Sizes& x, const Sizes& dy) {
   int64_t inputs = kUnknown, outputs = kUnknown;
   TF_RETURN_IF_ERROR(CheckImages(x, "the number of input channels", &inputs));
   TF_RETURN_IF_ERROR(CheckImages(dy, "the number of output channels", &outputs));
-  if (inputs == 0 || outputs == 0) return InvalidArgument("there are no channels in x ", x.Text(), " or dy ", dy.Text());
+  if (inputs == 0 || outputs == 0) {
+    return InvalidArgument("there are no channels in x, ", x.Text(), ", or dy, ", dy.Text());
+  }
   for (int i = 0; i < 3; ++i) {
     int64_t side = x[i];
     TF_RETURN_IF_ERROR(CheckSame(dy, i, "the batch and the sides of x", &side));
@@ -121,11 +123,13 @@ class KernelGradientOp : public OpKernel {
       dkernel->flat<float>().setZero();
       return;
     }
+    const int64_t threads = c->device()->tensorflow_cpu_worker_threads()->num_threads;
+    const int64_t all = tfgen_winograd_tiles(&shape), size = tfgen_winograd_chunk_tiles(&shape, threads);
     Tensor scratch;
-    OP_REQUIRES_OK(c, c->allocate_temp(DT_FLOAT, TensorShape({tfgen_winograd_scratch_size(&shape)}), &scratch));
-    const TfgenWinogradKernelGradient args{shape, x.flat<float>().data(), dy.flat<float>().data(),
-                                           scratch.flat<float>().data(), dkernel->flat<float>().data()};
-    const int64_t all = tfgen_winograd_tiles(&shape), size = tfgen_winograd_chunk_tiles(&shape);
+    OP_REQUIRES_OK(c, c->allocate_temp(DT_FLOAT, TensorShape({tfgen_winograd_scratch_size(&shape, size)}), &scratch));
+    const TfgenWinogradKernelGradient args{
+        shape, x.flat<float>().data(), dy.flat<float>().data(), size, scratch.flat<float>().data(),
+        dkernel->flat<float>().data()};
     const int64_t units = tfgen_winograd_product_units(&shape);
     for (int64_t chunk = 0; chunk < all; chunk += size) {
       const int64_t tiles = std::min(size, all - chunk);

@@ -15,7 +15,11 @@ CPU_SOURCES = (
         f"kernels/blocksparse/blocksparse_cpu{suffix}.cc"
         for suffix in ("", "_portable", "_avx2", "_avx512", "_avx512_bf16")
     ),
-    *(f"kernels/gelu/gelu_cpu{suffix}.cc" for suffix in ("", "_portable", "_avx2", "_avx512")),
+    *(
+        f"kernels/{name}/{name}_cpu{suffix}.cc"
+        for name in ("gelu", "winograd")
+        for suffix in ("", "_portable", "_avx2", "_avx512")
+    ),
 )
 TEST_SOURCES = ("tests/kernels/pairs.cc",)
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Werror")
@@ -96,6 +100,23 @@ class Decode(ctypes.Structure):
     )
 
 
+class WinogradShape(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "height", "width", "inputs", "outputs"))
+
+
+class WinogradConvolution(ctypes.Structure):
+    _fields_ = (("shape", WinogradShape), *((name, ctypes.c_void_p) for name in ("x", "kernel", "bias", "y")))
+
+
+class WinogradKernelGradient(ctypes.Structure):
+    _fields_ = (
+        ("shape", WinogradShape),
+        *((name, ctypes.c_void_p) for name in ("x", "dy")),
+        ("chunk_tiles", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("scratch", "dkernel")),
+    )
+
+
 def load_cpu_kernels(library: Path) -> ctypes.CDLL:
     """The library with the signatures of its functions set."""
     loaded = ctypes.CDLL(str(library))
@@ -120,4 +141,25 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
         function = getattr(loaded, f"tfgen_gelu_{name}_cpu")
         function.argtypes = [*[ctypes.c_void_p] * pointers, ctypes.c_int64]
         function.restype = None
+    shape, gradient, size, array = (
+        ctypes.POINTER(WinogradShape),
+        ctypes.POINTER(WinogradKernelGradient),
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    )
+    for name, arguments, result in (
+        ("tiles", [shape], size),
+        ("kernel_size", [shape], size),
+        ("kernel_units", [shape], size),
+        ("chunk_tiles", [shape, size], size),
+        ("scratch_size", [shape, size], size),
+        ("product_units", [shape], size),
+        ("transform_kernel_cpu", [shape, array, ctypes.c_int32, array, size, size], None),
+        ("convolve_cpu", [ctypes.POINTER(WinogradConvolution), size, size], None),
+        ("transform_tiles_cpu", [gradient, size, size, size], None),
+        ("add_products_cpu", [gradient, size, size, size, size], None),
+        ("finish_cpu", [gradient, size, size], None),
+    ):
+        function = getattr(loaded, f"tfgen_winograd_{name}")
+        function.argtypes, function.restype = arguments, result
     return loaded
