@@ -10,12 +10,13 @@
 namespace tfgen {
 namespace TFGEN_ISA {
 
-constexpr int kRows = kLanes == 16 ? 12 : 6;   // with kColumns: the sums and what is multiplied fit the registers
-constexpr int64_t kColumns = 2 * kLanes;       // of a panel
-constexpr int64_t kDepth = 256;                // of products at a time: a panel of a kernel stays in the L1 cache
-constexpr int64_t kTileDepth = 64;             // the same for panels of slopes, whose depth are tiles
-constexpr int64_t kBlockFloats = 1 << 17;      // of a block of tiles of a convolution, in both domains: the L2 cache
-constexpr int64_t kChunkFloats = 1 << 18;      // of a chunk of tiles of the gradient by the kernel, for each thread
+constexpr int kRows = kLanes == 16 ? 12 : 6;  // with kColumns: the sums and what is multiplied fit the registers
+constexpr int64_t kColumns = 2 * kLanes;      // of a panel
+constexpr int64_t kDepth = 256;               // of products at a time: a panel of a kernel stays in the L1 cache
+constexpr int64_t kTileDepth = 64;            // the same for panels of slopes, whose depth are tiles
+constexpr int64_t kBlockFloats = 1 << 17;     // of a block of tiles of a convolution, in both domains: the L2 cache
+constexpr int64_t kLeastBlock = 96;           // tiles at least: every block reads all of the transformed kernel
+constexpr int64_t kChunkFloats = 1 << 18;     // of a chunk of tiles of the gradient by the kernel, for each thread
 
 // At least n floats in an odd number of cache lines: rows this far apart do not compete for the same place of a cache.
 TFGEN_INLINE int64_t odd_lines(int64_t n) { return (round_up(n, 16) / 16 | 1) * 16; }
@@ -112,8 +113,8 @@ inline void load_taps(const TfgenWinogradShape& shape, const float* kernel, bool
 inline void transform_kernel(const TfgenWinogradShape& shape, const float* kernel, bool reversed, float* transformed,
                              int64_t first, int64_t last) {
   const int64_t step = kernel_point_step(shape);
-  for (int64_t panel = first; panel < last; ++panel) {
-    for (int64_t input = 0; input < shape.inputs; input += kLanes) {
+  for (int64_t input = 0; input < shape.inputs; input += kLanes) {
+    for (int64_t panel = first; panel < last; ++panel) {
       for (int64_t d = 0; d < kColumns; d += kLanes) {
         Vec taps[9][kLanes];
         load_taps(shape, kernel, reversed, input, panel * kColumns + d, taps);
@@ -136,7 +137,7 @@ inline void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_
   const TfgenWinogradShape& shape = args.shape;
   const int64_t in_step = odd_lines(shape.inputs), out_step = odd_lines(round_up(shape.outputs, kColumns));
   const int64_t fitting = kBlockFloats / (kPoints * (in_step + out_step)) / kRows * kRows;
-  const int64_t block = smaller(fitting < kRows ? kRows : fitting, round_up(last - first, kRows));
+  const int64_t block = smaller(fitting < kLeastBlock ? kLeastBlock : fitting, round_up(last - first, kRows));
   const int64_t in_point = odd_lines(block * in_step), out_point = odd_lines(block * out_step);
   const int64_t size = kPoints * (in_point + out_point) + shape.inputs;
   float* pixels = static_cast<float*>(thread_scratch(static_cast<size_t>(size) * sizeof(float)));
@@ -171,8 +172,8 @@ inline void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_
 
 // The gradient by the kernel ------------------------------------------------------------------------------------
 
-// Pixels and slopes of a chunk of tiles, and the sums of their products over all chunks, in the transformed domain. Sums
-// of a point are [panel of outputs, inputs, kColumns].
+// Pixels and slopes of a chunk of tiles, and the sums of their products over all chunks, in the transformed domain. The
+// sums of a point are [panel of outputs, inputs, kColumns].
 struct Scratch {
   int64_t in_step, out_step, in_point, out_point, panel_step, sum_point;
 
@@ -241,8 +242,8 @@ inline void add_products(const TfgenWinogradKernelGradient& args, int64_t chunk,
 inline void finish(const TfgenWinogradKernelGradient& args, int64_t first, int64_t last) {
   const TfgenWinogradShape& shape = args.shape;
   const Scratch s = Scratch::of(shape, args.chunk_tiles);
-  for (int64_t input = first; input < last; ++input) {
-    for (int64_t output = 0; output < shape.outputs; output += kLanes) {
+  for (int64_t output = 0; output < shape.outputs; output += kLanes) {
+    for (int64_t input = first; input < last; ++input) {
       const float* sums = args.scratch + s.sums() + output / kColumns * s.panel_step + input * kColumns;
       Vec points[16], half[12], taps[9];
 #pragma GCC unroll 16

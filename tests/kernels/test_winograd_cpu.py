@@ -158,11 +158,9 @@ def check(kernels: ctypes.CDLL, rng: np.random.Generator, shape: tuple[int, ...]
     }
     for name, (function, factor, *arrays) in arguments.items():
         found, naive, truth = results[name], function(*arrays), function(*(a.astype(np.float64) for a in arrays))
-        # Of a sum of terms of random signs, those beyond the edges included: they cancel in the transformed domain only.
-        size = (
-            np.sqrt(np.square(arrays[0]).mean())
-            * np.linalg.norm(arrays[1].reshape(-1, arrays[1].shape[-1]), axis=0).max()
-        )
+        # Of a sum of terms of random signs; those beyond the edges cancel in the transformed domain only.
+        columns = arrays[1].reshape(-1, arrays[1].shape[-1])
+        size = np.sqrt(np.square(arrays[0]).mean()) * np.linalg.norm(columns, axis=0).max()
         assert np.isfinite(found).all()
         error, allowed = (np.abs(values - truth).max() for values in (found, naive))
         # The floor: a few roundings of sums of such size, for few channels, where the naive form is all but exact.

@@ -9,19 +9,23 @@ import tensorflow as tf
 
 from tfgen.ops import library
 
-# The compiled operation is the faster one from here on. Measured, see docs/performance.md.
-LEAST_CHANNELS = 32  # of the images and of the results
+# From here on the compiled operation is the faster one, for batches of 8 and more; see docs/performance.md. Batches do
+# not decide: an image must not change with those beside it.
+LEAST_CHANNELS = 16  # of the images and of the results
 LEAST_SIDE = 4
 
 
 def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Convolution of stride 1 with one zero of padding on all sides, plus bias.
 
-    The compiled operation uses Winograd's F(2x2, 3x3) (Lavin & Gray, arXiv:1509.09308, section 4.1), with 16 instead
-    of 36 products for 2x2 results. Its gradients do, too. Results have the same bits every time, however many threads
-    there are, and those of an image do not depend on the rest of the batch.
+    The compiled operation and its gradients use Winograd's F(2x2, 3x3) (Lavin & Gray, arXiv:1509.09308, section 4.1),
+    with 16 instead of 36 products for 2x2 results. Results have the same bits every time, however many threads there
+    are, and those of an image do not depend on the rest of the batch. From 8 channels on they are closer to the exact
+    ones than sums of products in order are. An infinite or NaN input makes NaN of all 2x2 results that read it.
 
-    Which form runs is decided when the call is traced, see `_obstacle`.
+    Which form runs is decided by static shapes when the call is traced, in `_obstacle`: TensorFlow's own convolution
+    for few channels, tiny images, other types, on a GPU, without the library and within `library.plain_tensorflow()`.
+    Functions compiled by XLA (`jit_compile=True`) need the latter: tracing cannot know of XLA.
 
     Args:
       x: [B, H, W, in], floating point; any sides, even or odd.
@@ -39,7 +43,7 @@ def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tens
         raise ValueError(f"expected a kernel of shape [3, 3, in, out], found {kernel.shape}; use tf.nn.conv2d")
     obstacle = _obstacle(x, kernel)
     if obstacle:
-        library.log_once(logging.DEBUG, f"3x3 convolution in plain TensorFlow: {obstacle}")
+        library.log_once(logging.INFO, f"3x3 convolution in plain TensorFlow: {obstacle}")
         return convolution_3x3_reference(x, kernel, bias)
     library.log_once(logging.INFO, "3x3 convolutions: compiled operation for the CPU")
     return library.loaded().operations.tfgen_convolution3x3(x, kernel, bias)
@@ -63,7 +67,8 @@ def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
     if None in (height, width, inputs, outputs):
         return f"sides and channels must be known, found {x.shape} and {kernel.shape}"
     if min(inputs, outputs) < LEAST_CHANNELS or min(height, width) < LEAST_SIDE:
-        return f"faster for images of {height} x {width} x {inputs} and {outputs} outputs"
+        found = f"{height} x {width} pixels, {inputs} to {outputs} channels"
+        return f"{found}; the compiled operation is faster from {LEAST_SIDE} pixels and {LEAST_CHANNELS} channels on"
     return ""
 
 
