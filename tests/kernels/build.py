@@ -17,7 +17,7 @@ CPU_SOURCES = (
     ),
     *(
         f"kernels/{name}/{name}_cpu{suffix}.cc"
-        for name in ("gelu", "group_norm")
+        for name in ("gelu", "group_norm", "winograd")
         for suffix in ("", "_portable", "_avx2", "_avx512")
     ),
 )
@@ -123,6 +123,23 @@ class GroupNormBackward(ctypes.Structure):
     )
 
 
+class WinogradShape(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "height", "width", "inputs", "outputs"))
+
+
+class WinogradConvolution(ctypes.Structure):
+    _fields_ = (("shape", WinogradShape), *((name, ctypes.c_void_p) for name in ("x", "kernel", "bias", "y")))
+
+
+class WinogradKernelGradient(ctypes.Structure):
+    _fields_ = (
+        ("shape", WinogradShape),
+        *((name, ctypes.c_void_p) for name in ("x", "dy")),
+        ("chunk_tiles", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("scratch", "dkernel")),
+    )
+
+
 def load_cpu_kernels(library: Path) -> ctypes.CDLL:
     """The library with the signatures of its functions set."""
     loaded = ctypes.CDLL(str(library))
@@ -153,4 +170,25 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
     for name, struct in (("forward", GroupNormForward), ("backward", GroupNormBackward)):
         function = getattr(loaded, f"tfgen_group_norm_{name}_cpu")
         function.argtypes, function.restype = [ctypes.POINTER(struct), ctypes.c_int64, ctypes.c_int64], None
+    shape, gradient, size, array = (
+        ctypes.POINTER(WinogradShape),
+        ctypes.POINTER(WinogradKernelGradient),
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    )
+    for name, arguments, result in (
+        ("tiles", [shape], size),
+        ("kernel_size", [shape], size),
+        ("kernel_units", [shape], size),
+        ("chunk_tiles", [shape, size], size),
+        ("scratch_size", [shape, size], size),
+        ("product_units", [shape], size),
+        ("transform_kernel_cpu", [shape, array, ctypes.c_int32, array, size, size], None),
+        ("convolve_cpu", [ctypes.POINTER(WinogradConvolution), size, size], None),
+        ("transform_tiles_cpu", [gradient, size, size, size], None),
+        ("add_products_cpu", [gradient, size, size, size, size], None),
+        ("finish_cpu", [gradient, size, size], None),
+    ):
+        function = getattr(loaded, f"tfgen_winograd_{name}")
+        function.argtypes, function.restype = arguments, result
     return loaded

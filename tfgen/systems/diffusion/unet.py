@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfgen.ops.convolution import convolution_3x3
 from tfgen.ops.group_norm import group_norm
 from tfgen.ops.traced import traced_once
 from tfgen.randomness import Key, host_generator
@@ -56,6 +57,8 @@ def timestep_embedding(timesteps: tf.Tensor, width: int) -> tf.Tensor:
 
 def convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int = 1) -> tf.Tensor:
     """Zero padding of half the kernel on all sides, [B, h, w, in] -> [B, ceil(h / stride), ceil(w / stride), out]."""
+    if kernel.shape[:2] == (3, 3) and stride == 1:
+        return convolution_3x3(x, tf.cast(kernel, x.dtype), tf.cast(bias, x.dtype))
     before = kernel.shape[0] // 2
     # "SAME" would pad images of even sides on the lower and right side only where the stride is 2.
     padding = "SAME" if stride == 1 else [[0, 0], [before, before], [before, before], [0, 0]]

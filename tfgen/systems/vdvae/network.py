@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgen.likelihood import gaussian
+from tfgen.ops.convolution import convolution_3x3
 from tfgen.ops.gelu import gelu
 from tfgen.ops.traced import traced_once
 from tfgen.randomness import host_generator
@@ -39,7 +40,7 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         # The same numbers as one matrix product over all pixels, whose gradients TensorFlow computes faster.
         rows = tf.matmul(tf.reshape(x, [-1, inputs]), tf.reshape(kernel, [inputs, outputs]))
         return tf.reshape(tf.nn.bias_add(rows, bias), tf.concat([tf.shape(x)[:3], [outputs]], 0))
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=1, padding="SAME"), bias)
+    return convolution_3x3(x, kernel, bias)
 
 
 def bottleneck(x: tf.Tensor, weights: Weights) -> tf.Tensor:

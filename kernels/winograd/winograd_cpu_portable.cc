@@ -1,0 +1,16 @@
+// Winograd convolutions compiled for any processor (128-bit vectors, which the compiler maps to SSE2 or NEON).
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <utility>
+
+#include "kernels/winograd/cpu_dispatch.h"
+
+#define TFGEN_ISA portable
+#define TFGEN_LANES 4
+#include "kernels/winograd/cpu_winograd.h"
+
+namespace tfgen {
+WinogradKernels portable_winograd() { return portable::winograd_kernels(); }
+}  // namespace tfgen

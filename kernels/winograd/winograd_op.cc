@@ -1,0 +1,212 @@
+// 3x3 convolutions by Winograd's algorithm as TensorFlow operations for the CPU.
+//
+// Whatever a caller passes is checked here: the functions behind winograd.h trust what they are given.
+#include "kernels/blocksparse/op_checks.h"
+#include "kernels/winograd/winograd.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/util/work_sharder.h"
+
+namespace tfgen {
+namespace {
+
+using tensorflow::DT_FLOAT;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+using tensorflow::shape_inference::DimensionHandle;
+using tensorflow::shape_inference::ShapeHandle;
+
+// Cycles of a tile and pair of channels (16 products, about that many in a cycle), of transforming a tile's channel and
+// of transforming a pair of channels of a kernel: for the decision how many threads share the work.
+constexpr int64_t kProductCycles = 1, kTileCycles = 4, kKernelCycles = 2;
+
+Status CheckSides(const Sizes& kernel) {
+  TF_RETURN_IF_ERROR(CheckRank(kernel, 4, "[3, 3, inputs, outputs]"));
+  for (int i : {0, 1}) {
+    if (kernel[i] != kUnknown && kernel[i] != 3) {
+      return InvalidArgument(kernel.name, " must be [3, 3, inputs, outputs], found ", kernel.Text());
+    }
+  }
+  return CheckNotEmpty(kernel);
+}
+
+// Images of `channels`, which is found out if it is not known.
+Status CheckImages(const Sizes& images, const char* meaning, int64_t* channels) {
+  TF_RETURN_IF_ERROR(CheckRank(images, 4, "[batch, height, width, channels]"));
+  return CheckSame(images, 3, meaning, channels);
+}
+
+Status CheckForward(const Sizes& x, const Sizes& kernel, const Sizes& bias) {
+  TF_RETURN_IF_ERROR(CheckSides(kernel));
+  int64_t inputs = kernel[2], outputs = kernel[3];
+  TF_RETURN_IF_ERROR(CheckImages(x, "the number of input channels", &inputs));
+  TF_RETURN_IF_ERROR(CheckRank(bias, 1, "[outputs]"));
+  return CheckSame(bias, 0, "the number of output channels", &outputs);
+}
+
+Status CheckImagesGradient(const Sizes& kernel, const Sizes& dy) {
+  TF_RETURN_IF_ERROR(CheckSides(kernel));
+  int64_t outputs = kernel[3];
+  return CheckImages(dy, "the number of output channels", &outputs);
+}
+
+Status CheckKernelGradient(const Sizes& x, const Sizes& dy) {
+  int64_t inputs = kUnknown, outputs = kUnknown;
+  TF_RETURN_IF_ERROR(CheckImages(x, "the number of input channels", &inputs));
+  TF_RETURN_IF_ERROR(CheckImages(dy, "the number of output channels", &outputs));
+  if (inputs == 0 || outputs == 0) {
+    return InvalidArgument("there are no channels in x, ", x.Text(), ", or dy, ", dy.Text());
+  }
+  for (int i = 0; i < 3; ++i) {
+    int64_t side = x[i];
+    TF_RETURN_IF_ERROR(CheckSame(dy, i, "the batch and the sides of x", &side));
+  }
+  return OkStatus();
+}
+
+template <typename Work>
+void Share(OpKernelContext* c, int64_t units, int64_t cycles, Work work) {
+  const auto* threads = c->device()->tensorflow_cpu_worker_threads();
+  tensorflow::Shard(threads->num_threads, threads->workers, units, cycles, work);
+}
+
+// y = x * kernel + bias, or with `reversed` the gradient by the images, whose x is dy.
+void Convolve(OpKernelContext* c, const Tensor& x, const Tensor& kernel, bool reversed, const float* bias) {
+  const int64_t inputs = kernel.dim_size(reversed ? 3 : 2), outputs = kernel.dim_size(reversed ? 2 : 3);
+  const TfgenWinogradShape shape{x.dim_size(0), x.dim_size(1), x.dim_size(2), inputs, outputs};
+  Tensor* y = nullptr;
+  OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({shape.batch, shape.height, shape.width, outputs}), &y));
+  if (y->NumElements() == 0) return;
+  Tensor transformed;
+  OP_REQUIRES_OK(c, c->allocate_temp(DT_FLOAT, TensorShape({tfgen_winograd_kernel_size(&shape)}), &transformed));
+  const float* taps = kernel.flat<float>().data();
+  float* points = transformed.flat<float>().data();
+  const int64_t units = tfgen_winograd_kernel_units(&shape);
+  Share(c, units, kKernelCycles * inputs * (outputs / units + 1), [&](int64_t first, int64_t last) {
+    tfgen_winograd_transform_kernel_cpu(&shape, taps, reversed, points, first, last);
+  });
+  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data()};
+  Share(c, tfgen_winograd_tiles(&shape), kProductCycles * inputs * outputs + kTileCycles * (inputs + outputs),
+        [&](int64_t first, int64_t last) { tfgen_winograd_convolve_cpu(&args, first, last); });
+}
+
+class ConvolutionOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+  void Compute(OpKernelContext* c) override {
+    OP_REQUIRES_OK(c, CheckForward(SizesOf("x", c, 0), SizesOf("kernel", c, 1), SizesOf("bias", c, 2)));
+    Convolve(c, c->input(0), c->input(1), false, c->input(2).flat<float>().data());
+  }
+};
+
+class ImagesGradientOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+  void Compute(OpKernelContext* c) override {
+    OP_REQUIRES_OK(c, CheckImagesGradient(SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
+    Convolve(c, c->input(1), c->input(0), true, nullptr);
+  }
+};
+
+class KernelGradientOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+  void Compute(OpKernelContext* c) override {
+    OP_REQUIRES_OK(c, CheckKernelGradient(SizesOf("x", c, 0), SizesOf("dy", c, 1)));
+    const Tensor &x = c->input(0), &dy = c->input(1);
+    const int64_t inputs = x.dim_size(3), outputs = dy.dim_size(3);
+    const TfgenWinogradShape shape{x.dim_size(0), x.dim_size(1), x.dim_size(2), inputs, outputs};
+    Tensor* dkernel = nullptr;
+    OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({3, 3, inputs, outputs}), &dkernel));
+    if (x.NumElements() == 0) {
+      dkernel->flat<float>().setZero();
+      return;
+    }
+    const int64_t threads = c->device()->tensorflow_cpu_worker_threads()->num_threads;
+    const int64_t all = tfgen_winograd_tiles(&shape), size = tfgen_winograd_chunk_tiles(&shape, threads);
+    Tensor scratch;
+    OP_REQUIRES_OK(c, c->allocate_temp(DT_FLOAT, TensorShape({tfgen_winograd_scratch_size(&shape, size)}), &scratch));
+    const TfgenWinogradKernelGradient args{
+        shape, x.flat<float>().data(), dy.flat<float>().data(), size, scratch.flat<float>().data(),
+        dkernel->flat<float>().data()};
+    const int64_t units = tfgen_winograd_product_units(&shape);
+    for (int64_t chunk = 0; chunk < all; chunk += size) {
+      const int64_t tiles = std::min(size, all - chunk);
+      Share(c, tiles, kTileCycles * (inputs + outputs), [&](int64_t first, int64_t last) {
+        tfgen_winograd_transform_tiles_cpu(&args, chunk, first, last);
+      });
+      Share(c, units, kProductCycles * inputs * outputs * tiles / units + 1, [&](int64_t first, int64_t last) {
+        tfgen_winograd_add_products_cpu(&args, chunk, tiles, first, last);
+      });
+    }
+    Share(c, inputs, kKernelCycles * outputs,
+          [&](int64_t first, int64_t last) { tfgen_winograd_finish_cpu(&args, first, last); });
+  }
+};
+
+// XLA compiles graphs by running such kernels. Code "unimplemented" makes automatic clustering leave the operation to
+// TensorFlow.
+class RefuseXlaConvolutionOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+  void Compute(OpKernelContext* c) override {
+    c->CtxFailure(tensorflow::errors::Unimplemented(
+        "tfgen's compiled convolution cannot run inside jit_compile=True (XLA). Set the environment variable "
+        "TFGEN_PURE_TF=1 or build the function within tfgen.ops.library.plain_tensorflow() to use that of TensorFlow, "
+        "or set jit_compile=False."));
+  }
+};
+
+Status SetImages(InferenceContext* c, int images, DimensionHandle channels) {
+  ShapeHandle shape;
+  TF_RETURN_IF_ERROR(c->WithRank(c->input(images), 4, &shape));
+  TF_RETURN_IF_ERROR(c->ReplaceDim(shape, 3, channels, &shape));
+  c->set_output(0, shape);
+  return OkStatus();
+}
+
+// Dimension `i` of an input; unknown where its rank is.
+DimensionHandle Dimension(InferenceContext* c, int input, int i) {
+  return c->RankKnown(c->input(input)) ? c->Dim(c->input(input), i) : c->UnknownDim();
+}
+
+REGISTER_OP("TfgenConvolution3x3")
+    .Input("x: float")
+    .Input("kernel: float")
+    .Input("bias: float")
+    .Output("y: float")
+    .SetShapeFn([](InferenceContext* c) {
+      TF_RETURN_IF_ERROR(CheckForward(SizesOf("x", c, 0), SizesOf("kernel", c, 1), SizesOf("bias", c, 2)));
+      return SetImages(c, 0, Dimension(c, 1, 3));
+    });
+
+REGISTER_OP("TfgenConvolution3x3ImagesGrad")
+    .Input("kernel: float")
+    .Input("dy: float")
+    .Output("dx: float")
+    .SetShapeFn([](InferenceContext* c) {
+      TF_RETURN_IF_ERROR(CheckImagesGradient(SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
+      return SetImages(c, 1, Dimension(c, 0, 2));
+    });
+
+REGISTER_OP("TfgenConvolution3x3KernelGrad")
+    .Input("x: float")
+    .Input("dy: float")
+    .Output("dkernel: float")
+    .SetShapeFn([](InferenceContext* c) {
+      TF_RETURN_IF_ERROR(CheckKernelGradient(SizesOf("x", c, 0), SizesOf("dy", c, 1)));
+      c->set_output(0, c->MakeShape({c->MakeDim(3), c->MakeDim(3), Dimension(c, 0, 3), Dimension(c, 1, 3)}));
+      return OkStatus();
+    });
+
+REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3").Device(tensorflow::DEVICE_CPU), ConvolutionOp);
+REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3ImagesGrad").Device(tensorflow::DEVICE_CPU), ImagesGradientOp);
+REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3KernelGrad").Device(tensorflow::DEVICE_CPU), KernelGradientOp);
+
+REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3").Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp);
+REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3ImagesGrad").Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp);
+REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3KernelGrad").Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp);
+
+}  // namespace
+}  // namespace tfgen

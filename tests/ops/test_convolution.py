@@ -1,0 +1,246 @@
+"""3x3 convolutions through TensorFlow: the compiled operation, the plain form, and when which of them runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.seeds import SEED
+from tfgen.ops import convolution as module
+from tfgen.ops import library
+from tfgen.ops.convolution import convolution_3x3, convolution_3x3_reference
+
+ROOT = Path(__file__).parents[2]
+RANDOM = np.random.default_rng(SEED)
+needs_kernels = pytest.mark.skipif(library.load() is None, reason="the kernels are not built")
+FORMS = pytest.mark.parametrize("form", [pytest.param("compiled", marks=needs_kernels), "plain"])
+SHAPES = ((1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (3, 8, 8, 16, 48), (1, 17, 16, 40, 33), (8, 4, 4, 130, 20))
+LAYER = (2, 8, 8, 24, 32)  # one that is compiled
+
+
+@pytest.fixture
+def every_shape(monkeypatch):
+    """The compiled operation runs for shapes where it would not be the faster one, too."""
+    monkeypatch.setattr(module, "LEAST_CHANNELS", 1)
+    monkeypatch.setattr(module, "LEAST_SIDE", 1)
+
+
+def drawn(shape: tuple[int, ...]) -> list[tf.Tensor]:
+    """x, kernel, bias and upstream."""
+    batch, height, width, inputs, outputs = shape
+    sizes = ((batch, height, width, inputs), (3, 3, inputs, outputs), (outputs,), (batch, height, width, outputs))
+    return [tf.constant(RANDOM.standard_normal(size), tf.float32) for size in sizes]
+
+
+def function(form: str):
+    return convolution_3x3 if form == "compiled" else convolution_3x3_reference
+
+
+def value_and_gradients(form, x, kernel, bias, upstream) -> list[np.ndarray]:
+    with tf.GradientTape() as tape:
+        tape.watch([x, kernel, bias])
+        y = form(x, kernel, bias)
+    return [y.numpy(), *(g.numpy() for g in tape.gradient(y, [x, kernel, bias], output_gradients=upstream))]
+
+
+def naive(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Channel by channel, tap by tap, each sum rounded to the dtype."""
+    _, height, width, inputs = x.shape
+    padded = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    total = tf.zeros([*x.shape[:3], kernel.shape[3]], x.dtype)
+    for i, j, channel in np.ndindex(3, 3, inputs):
+        total += padded[:, i : i + height, j : j + width, channel, tf.newaxis] * kernel[i, j, channel]
+    return total + bias
+
+
+def operations(function, *shapes: list[int | None], dtype: tf.DType = tf.float32) -> set[str]:
+    specs = [tf.TensorSpec(shape, dtype) for shape in shapes]
+    graph = tf.function(function, autograph=False).get_concrete_function(*specs).graph
+    return {node.op for node in graph.as_graph_def().node}
+
+
+def layer(batch: int | None = 2, height: int | None = 8, width: int | None = 8, inputs: int = 24, outputs: int = 32):
+    return [batch, height, width, inputs], [3, 3, inputs, outputs], [outputs]
+
+
+# Numbers -------------------------------------------------------------------------------------------------
+
+
+@FORMS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_against_float64(every_shape, form, shape):
+    """An error at most twice that of sums in order, three times for gradients."""
+    print(f"TFGEN_TEST_SEED={SEED}")
+    arrays = drawn(shape)
+    found, baseline = value_and_gradients(function(form), *arrays), value_and_gradients(naive, *arrays)
+    exact = value_and_gradients(naive, *(tf.cast(array, tf.float64) for array in arrays))
+    for name, ours, theirs, truth, factor in zip(
+        ("y", "dx", "dkernel", "dbias"), found, baseline, exact, (2, 3, 3, 3), strict=True
+    ):
+        error, allowed = (np.abs(values - truth).max() for values in (ours, theirs))
+        # For few channels the naive form is all but exact: a few roundings of sums of typical size.
+        floor = 4 * 2.0**-23 * np.abs(truth).max() if min(shape[3:]) >= 8 else 64 * 2.0**-23
+        assert ours.shape == truth.shape
+        assert error <= factor * allowed + floor, f"{name}: error {error:.3e}, naive {allowed:.3e}"
+
+
+@needs_kernels
+def test_second_derivatives(every_shape):
+    x, kernel, bias, upstream = drawn((2, 5, 4, 6, 7))
+
+    def second(form) -> list[tf.Tensor]:
+        with tf.GradientTape() as outer:
+            outer.watch([x, kernel, upstream])
+            with tf.GradientTape() as inner:
+                inner.watch([x, kernel, bias])
+                y = form(x, kernel, bias)
+            first = inner.gradient(y, [x, kernel, bias], output_gradients=upstream)
+            total = tf.add_n([tf.reduce_sum(tf.sin(gradient)) for gradient in first])
+        return outer.gradient(total, [x, kernel, upstream])
+
+    for ours, expected in zip(second(convolution_3x3), second(convolution_3x3_reference), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_repeated_and_alone():
+    """The same bits every time, and for an image whatever is beside it."""
+    x, kernel, bias, upstream = drawn((16, 16, 16, 40, 48))
+    first, again = (value_and_gradients(convolution_3x3, x, kernel, bias, upstream) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for index in (0, 7, 15):
+        alone = value_and_gradients(convolution_3x3, x[index : index + 1], kernel, bias, upstream[index : index + 1])
+        for which in (0, 1):  # y and dx
+            np.testing.assert_array_equal(alone[which][0], first[which][index])
+
+
+@needs_kernels
+def test_threads_do_not_change_a_bit(tmp_path):
+    """One, two and five threads, each in a process of its own."""
+    results = []
+    for threads in (1, 2, 5):
+        path = tmp_path / f"{threads}.npz"
+        command = [sys.executable, "-m", "tests.ops.test_convolution", str(path), str(threads)]
+        environment = {**os.environ, "TFGEN_TEST_SEED": str(SEED), "TF_CPP_MIN_LOG_LEVEL": "3"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        results.append(np.load(path))
+    for name in ("y", "dx", "dkernel"):
+        assert np.isfinite(results[0][name]).all()
+        np.testing.assert_array_equal(results[1][name], results[0][name])
+        np.testing.assert_array_equal(results[2][name], results[0][name])
+
+
+@needs_kernels
+def test_no_images(every_shape):
+    x, kernel, bias, upstream = drawn((0, 4, 4, 3, 5))
+    y, dx, dkernel, dbias = value_and_gradients(convolution_3x3, x, kernel, bias, upstream)
+    assert y.shape == (0, 4, 4, 5)
+    assert dx.shape == (0, 4, 4, 3)
+    np.testing.assert_array_equal(dkernel, np.zeros([3, 3, 3, 5]))
+    np.testing.assert_array_equal(dbias, np.zeros([5]))
+
+
+# The operation -------------------------------------------------------------------------------------------
+
+
+@needs_kernels
+def test_which_form_runs(monkeypatch):
+    compiled = {"TfgenConvolution3x3"}
+    assert operations(convolution_3x3, *layer()) & compiled
+    assert operations(convolution_3x3, *layer(batch=None)) & compiled
+    for other in (
+        {"height": 3},
+        {"width": 2},
+        {"height": None},
+        {"inputs": 15},
+        {"outputs": 3},
+    ):
+        found = operations(convolution_3x3, *layer(**other))
+        assert "Conv2D" in found
+        assert not found & compiled
+    assert not operations(convolution_3x3, *layer(), dtype=tf.float64) & compiled
+    assert not operations(convolution_3x3, *layer(), dtype=tf.float16) & compiled
+    with library.plain_tensorflow():
+        assert not operations(convolution_3x3, *layer()) & compiled
+    monkeypatch.setattr(module, "_gpu_visible", lambda: True)
+    assert not operations(convolution_3x3, *layer()) & compiled
+    monkeypatch.undo()
+    monkeypatch.setenv("TFGEN_PURE_TF", "1")
+    assert not operations(convolution_3x3, *layer()) & compiled
+
+
+@needs_kernels
+def test_shapes_that_a_graph_does_not_know():
+    x, kernel, bias, _ = drawn(LAYER)
+    traced = tf.function(
+        library.loaded().operations.tfgen_convolution3x3,
+        input_signature=[tf.TensorSpec([None, None, None, 24]), tf.TensorSpec(None), tf.TensorSpec([None])],
+        autograph=False,
+    )
+    assert traced.get_concrete_function().output_shapes.as_list() == [None, None, None, None]
+    np.testing.assert_array_equal(traced(x, kernel, bias), convolution_3x3(x, kernel, bias))
+
+
+@needs_kernels
+def test_arguments_that_do_not_fit():
+    run = library.loaded().operations
+    x, kernel, bias, dy = drawn(LAYER)
+    error = tf.errors.InvalidArgumentError
+    for bad, arguments in (
+        (r"x must have rank 4, \[batch, height, width, channels\], found \[8, 8, 24\]", (x[0], kernel, bias)),
+        (r"kernel must be \[3, 3, inputs, outputs\], found \[3, 1, 24, 32\]", (x, kernel[:, :1], bias)),
+        (r"kernel must have rank 4", (x, kernel[0], bias)),
+        (r"the number of input channels must be 23 in x, found \[2, 8, 8, 24\]", (x, kernel[:, :, :23], bias)),
+        (r"the number of output channels must be 32 in bias, found \[31\]", (x, kernel, bias[:31])),
+        (r"kernel has a size of zero", (x[..., :0], kernel[:, :, :0], bias)),
+    ):
+        with pytest.raises(error, match=bad):
+            run.tfgen_convolution3x3(*arguments)
+    with pytest.raises(error, match=r"the number of output channels must be 32 in dy, found \[2, 8, 8, 30\]"):
+        run.tfgen_convolution3x3_images_grad(kernel, dy[..., :30])
+    with pytest.raises(error, match=r"the batch and the sides of x must be 8 in dy, found \[2, 7, 8, 32\]"):
+        run.tfgen_convolution3x3_kernel_grad(x, dy[:, :7])
+    with pytest.raises(error, match="there are no channels"):
+        run.tfgen_convolution3x3_kernel_grad(x[..., :0], dy)
+    with pytest.raises(ValueError, match=r"expected a kernel of shape \[3, 3, in, out\], found \(1, 1, 24, 32\)"):
+        convolution_3x3(x, kernel[:1, :1], bias)
+
+
+@needs_kernels
+def test_xla_is_told_what_to_do():
+    arrays = drawn(LAYER)[:3]
+    with pytest.raises(tf.errors.UnimplementedError, match=r"(?s)TFGEN_PURE_TF=1.*or set jit_compile=False"):
+        tf.function(lambda *x: convolution_3x3(*x), jit_compile=True)(*arrays)
+    with library.plain_tensorflow():
+        plain = tf.function(lambda *x: convolution_3x3(*x), jit_compile=True)(*arrays)
+    np.testing.assert_allclose(plain, convolution_3x3(*arrays), rtol=1e-4, atol=1e-4)
+
+
+@needs_kernels
+def test_a_graph_keeps_its_form_when_its_gradient_is_built_elsewhere(monkeypatch):
+    x, kernel, bias, upstream = drawn(LAYER)
+    expected = value_and_gradients(convolution_3x3, x, kernel, bias, upstream)[1]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = convolution_3x3(x, kernel, bias)
+    monkeypatch.setenv("TFGEN_PURE_TF", "1")
+    np.testing.assert_array_equal(tape.gradient(y, x, output_gradients=upstream), expected)
+
+
+def main() -> None:
+    """Writes results that were computed by N threads: `python -m tests.ops.test_convolution FILE N`."""
+    tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[2]))
+    y, dx, dkernel, _ = value_and_gradients(convolution_3x3, *drawn((5, 31, 30, 96, 80)))
+    np.savez(sys.argv[1], y=y, dx=dx, dkernel=dkernel)
+
+
+if __name__ == "__main__":
+    main()

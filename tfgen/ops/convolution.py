@@ -1,0 +1,110 @@
+"""3x3 convolutions of stride 1: compiled for the CPU where that is faster, and in plain TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import tensorflow as tf
+
+from tfgen.ops import library
+
+# From here on the compiled operation is the faster one, for batches of 8 and more; see docs/performance.md. Batches do
+# not decide: an image must not change with those beside it.
+LEAST_CHANNELS = 16  # of the images and of the results
+LEAST_SIDE = 4
+
+
+def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Convolution of stride 1 with one zero of padding on all sides, plus bias.
+
+    The compiled operation and its gradients use Winograd's F(2x2, 3x3) (Lavin & Gray, arXiv:1509.09308, section 4.1),
+    with 16 instead of 36 products for 2x2 results. Results have the same bits every time, however many threads there
+    are, and those of an image do not depend on the rest of the batch. From 8 channels on they are closer to the exact
+    ones than sums of products in order are. An infinite or NaN input makes NaN of all 2x2 results that read it.
+
+    Which form runs is decided by static shapes when the call is traced, in `_obstacle`: TensorFlow's own convolution
+    for few channels, tiny images, other types, on a GPU, without the library and within `library.plain_tensorflow()`.
+    Functions compiled by XLA (`jit_compile=True`) need the latter: tracing cannot know of XLA.
+
+    Args:
+      x: [B, H, W, in], floating point; any sides, even or odd.
+      kernel: [3, 3, in, out], the dtype of `x`.
+      bias: [out], the dtype of `x`.
+
+    Returns:
+      [B, H, W, out], the dtype of `x`. Differentiable any number of times.
+
+    Raises:
+      ValueError: a kernel that is not 3x3, or arguments that do not fit together (while a graph is built).
+      tf.errors.InvalidArgumentError: the same, where it shows only when the graph runs.
+    """
+    if kernel.shape.rank != 4 or kernel.shape[:2] != (3, 3):
+        raise ValueError(f"expected a kernel of shape [3, 3, in, out], found {kernel.shape}; use tf.nn.conv2d")
+    obstacle = _obstacle(x, kernel)
+    if obstacle:
+        library.log_once(logging.INFO, f"3x3 convolution in plain TensorFlow: {obstacle}")
+        return convolution_3x3_reference(x, kernel, bias)
+    library.log_once(logging.INFO, "3x3 convolutions: compiled operation for the CPU")
+    return library.loaded().operations.tfgen_convolution3x3(x, kernel, bias)
+
+
+def convolution_3x3_reference(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`convolution_3x3` in plain TensorFlow."""
+    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=1, padding="SAME"), bias)
+
+
+def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
+    """Why a convolution is TensorFlow's; empty if it is compiled. The one place that decides."""
+    if library.load() is None:
+        return "the kernels are not built, or not to be used"
+    if x.dtype != tf.float32:
+        return f"the compiled operation takes float32, found {x.dtype.name}"
+    if _gpu_visible():
+        return "the compiled operation is for the CPU, and there is a GPU"
+    _, height, width, inputs = x.shape
+    outputs = kernel.shape[3]
+    if None in (height, width, inputs, outputs):
+        return f"sides and channels must be known, found {x.shape} and {kernel.shape}"
+    if min(inputs, outputs) < LEAST_CHANNELS or min(height, width) < LEAST_SIDE:
+        found = f"{height} x {width} pixels, {inputs} to {outputs} channels"
+        return f"{found}; the compiled operation is faster from {LEAST_SIDE} pixels and {LEAST_CHANNELS} channels on"
+    return ""
+
+
+@tf.RegisterGradient("TfgenConvolution3x3")
+def _gradient(operation: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    x, kernel, _ = operation.inputs
+    return _images_gradient(kernel, dy), _kernel_gradient(x, dy), tf.raw_ops.BiasAddGrad(out_backprop=dy)
+
+
+# Both gradients are linear in each of their arguments, so that theirs are convolutions and such gradients again.
+
+
+@tf.RegisterGradient("TfgenConvolution3x3ImagesGrad")
+def _gradient_of_images_gradient(operation: tf.Operation, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    kernel, dy = operation.inputs
+    return _kernel_gradient(upstream, dy), _without_bias(upstream, kernel)
+
+
+@tf.RegisterGradient("TfgenConvolution3x3KernelGrad")
+def _gradient_of_kernel_gradient(operation: tf.Operation, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    x, dy = operation.inputs
+    return _images_gradient(upstream, dy), _without_bias(x, upstream)
+
+
+def _images_gradient(kernel: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+    return library.loaded().operations.tfgen_convolution3x3_images_grad(kernel, dy)
+
+
+def _kernel_gradient(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+    return library.loaded().operations.tfgen_convolution3x3_kernel_grad(x, dy)
+
+
+def _without_bias(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    return library.loaded().operations.tfgen_convolution3x3(x, kernel, tf.zeros(tf.shape(kernel)[3:]))
+
+
+@functools.cache
+def _gpu_visible() -> bool:
+    return bool(tf.config.list_logical_devices("GPU"))
