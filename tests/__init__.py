@@ -1,0 +1,3 @@
+"""Tests, in folders that mirror the library's."""
+
+import tfgen  # noqa: F401  (before TensorFlow: see there)
