@@ -10,8 +10,8 @@ namespace {
 
 // Bytes of x that a unit reads: every pass after the first finds them in a second-level cache.
 constexpr int64_t kUnitBytes = 256 * 1024;
-// Narrower units read too few bytes of each pixel at a time. Images that are too large for the cache with these are read
-// from memory by every pass, whole pixels at a time.
+// Narrower units read too few bytes of each pixel at a time. Images that are too large for the cache with these are
+// read from memory by every pass, whole pixels at a time.
 constexpr int64_t kUnitChannels = 64;
 
 GroupNormKernels choose() {

@@ -1,6 +1,8 @@
 // Group normalisation as TensorFlow operations for the CPU.
 #include "kernels/group_norm/group_norm.h"
 
+#include <tuple>
+
 #include "kernels/blocksparse/blocksparse.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -53,7 +55,8 @@ class GroupNormBase : public OpKernel {
     const char* op = type_string().c_str();
     const Tensor& x = c->input(0);
     if (x.dims() != 4) {
-      return InvalidArgument(op, ": x has shape ", x.shape().DebugString(), ", expected [batch, height, width, channels]");
+      return InvalidArgument(op, ": x has shape ", x.shape().DebugString(),
+                             ", expected [batch, height, width, channels]");
     }
     shape->batch = x.dim_size(0), shape->pixels = x.dim_size(1) * x.dim_size(2), shape->channels = x.dim_size(3);
     shape->groups = groups_, shape->silu = silu_, shape->epsilon = epsilon, shape->dtype = DtypeCode(x.dtype());
@@ -73,7 +76,8 @@ class GroupNormBase : public OpKernel {
     const int64_t units = tfgen_group_norm_units(&shape);
     if (units == 0) return;
     Tensor scratch;
-    OP_REQUIRES_OK(c, c->allocate_temp(tensorflow::DT_DOUBLE, TensorShape({tfgen_group_norm_scratch(&shape)}), &scratch));
+    const TensorShape numbers({tfgen_group_norm_scratch(&shape)});
+    OP_REQUIRES_OK(c, c->allocate_temp(tensorflow::DT_DOUBLE, numbers, &scratch));
     args.scratch = scratch.flat<double>().data();
     const int64_t elements = shape.batch * shape.pixels * shape.channels / units;
     tensorflow::Shard(threads->num_threads, threads->workers, units,

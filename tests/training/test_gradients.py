@@ -83,6 +83,42 @@ def test_same_bits_in_a_function(non_finite: str) -> None:
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+@pytest.mark.parametrize("non_finite", ["zero", "clamp", "skip"])
+def test_without_scale_and_bound_gradients_pass_untouched(non_finite: str) -> None:
+    """However large they are; and a graph has no product for them."""
+    gradients, norm, usable = _clip([[3e10, -4e10], [0.0]], None, non_finite=non_finite)
+    limit = FLOAT16_MAX if non_finite == "clamp" else 1e11
+    assert usable
+    assert norm == pytest.approx(min(5e10, 2**0.5 * limit), rel=1e-6)
+    np.testing.assert_array_equal(gradients[0], np.clip(np.array([3e10, -4e10], np.float32), -limit, limit))
+
+    def multiplications(**options) -> int:
+        clip = tf.function(lambda g: clip_by_global_norm([g], None, non_finite=non_finite, **options).gradients)
+        graph = clip.get_concrete_function(tf.TensorSpec([2])).graph
+        return sum(
+            node.op == "Mul" and graph.get_tensor_by_name(f"{node.name}:0").shape == [2]
+            for node in graph.as_graph_def().node
+        )
+
+    assert multiplications() == 0
+    assert multiplications(scale=tf.constant(0.5)) == 1
+
+
+@pytest.mark.parametrize("bad", [INF, NAN, 1.0])
+def test_zero_in_a_function(bad: float) -> None:
+    arrays = [tf.constant([6.0, bad]), tf.constant([-8.0])]
+
+    def clip(scale):
+        return clip_by_global_norm(arrays, 5.0, scale=scale, non_finite="zero")
+
+    eager, traced = clip(1.0), tf.function(clip)(1.0)
+    assert bool(traced.usable)
+    np.testing.assert_array_equal(eager.norm, traced.norm)
+    for one, other in zip(eager.gradients, traced.gradients, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert np.isfinite(other).all()
+
+
 def test_refuses() -> None:
     gradient = tf.constant([1.0])
     with pytest.raises(ValueError, match="max_norm is -1"):

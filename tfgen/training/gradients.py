@@ -8,17 +8,16 @@ from typing import Literal, NamedTuple
 import tensorflow as tf
 
 FLOAT16_MAX = 65504.0
-NO_CLIP = 9e9  # a bound that no usable gradient reaches; keeps one code path for clipped and unclipped runs
 
 
 class ClippedGradients(NamedTuple):
     """Result of `clip_by_global_norm`.
 
     Attributes:
-      gradients: dense float32 tensors, unscaled and clipped; all zero where not `usable`.
+      gradients: dense float32 tensors, unscaled and clipped; of no use where not `usable`.
       norm: float32 scalar to report, before clipping; inf or NaN tells that a gradient overflowed.
       usable: bool scalar. Where it is False no update may be made: hand it to `Optimizer.apply`, whose weight decay
-        and moments would otherwise move on a gradient of zero.
+        and moments would otherwise move.
     """
 
     gradients: list[tf.Tensor]
@@ -62,7 +61,7 @@ def clip_by_global_norm(
     Args:
       gradients: one per variable, of any floating dtype.
       max_norm: bound on the norm; None or 0 for none (the norm is still computed).
-      scale: reciprocal of the loss scale.
+      scale: reciprocal of the loss scale; the number 1.0, where there is none, costs nothing.
       epsilon: added to the norm; PyTorch's clip has 1e-6.
       non_finite: what becomes of inf and NaN.
         "zero" (dynamic loss scale, or float32 compute): `norm` is that of the gradients as they are, so that the
@@ -76,26 +75,42 @@ def clip_by_global_norm(
     if max_norm is not None and max_norm < 0:
         raise ValueError(f"max_norm is {max_norm}, expected a positive bound, or None or 0 for no clipping")
     tensors = as_float32(gradients)
-    scale = tf.cast(scale, tf.float32)
     if non_finite == "zero":
-        tensors = [tensor * scale for tensor in tensors]
+        tensors = _scaled(tensors, scale)
         reported = global_norm(tensors)
-        tensors = [tf.where(tf.math.is_finite(tensor), tensor, 0.0) for tensor in tensors]
-        norm = global_norm(tensors)
+        # A finite norm has finite entries: then no tensor is read again.
+        *tensors, norm = tf.cond(
+            tf.math.is_finite(reported), lambda: [*tensors, reported], lambda: _without_non_finite(tensors)
+        )
     elif non_finite == "clamp":
         # NaN first: clip_by_value is a minimum and a maximum, whose treatment of NaN depends on the device.
         tensors = [tf.where(tf.math.is_nan(tensor), 0.0, tensor) for tensor in tensors]
         # The limit is that of the scaled values, since those are what float16 holds.
-        tensors = [tf.clip_by_value(tensor, -FLOAT16_MAX, FLOAT16_MAX) * scale for tensor in tensors]
+        tensors = [tf.clip_by_value(tensor, -FLOAT16_MAX, FLOAT16_MAX) for tensor in tensors]
+        tensors = _scaled(tensors, scale)
         norm = reported = global_norm(tensors)
     elif non_finite == "skip":
-        tensors = [tensor * scale for tensor in tensors]
+        tensors = _scaled(tensors, scale)
         norm = reported = global_norm(tensors)
     else:
         raise ValueError(f"non_finite is {non_finite!r}, expected 'zero', 'clamp' or 'skip'")
 
     # Finite entries can still overflow float32 in the sum of their squares.
     usable = tf.math.is_finite(norm)
-    bound = max_norm or NO_CLIP
-    factor = bound / tf.maximum(norm + epsilon, bound)
-    return ClippedGradients([tensor * factor for tensor in tensors], reported, usable)
+    if max_norm:
+        factor = max_norm / tf.maximum(norm + epsilon, max_norm)
+        tensors = [tensor * factor for tensor in tensors]
+    return ClippedGradients(tensors, reported, usable)
+
+
+def _scaled(tensors: list[tf.Tensor], scale: float | tf.Tensor) -> list[tf.Tensor]:
+    if isinstance(scale, float) and scale == 1.0:
+        return tensors
+    factor = tf.cast(scale, tf.float32)
+    return [tensor * factor for tensor in tensors]
+
+
+def _without_non_finite(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The tensors with zeros for inf and NaN, then their norm."""
+    kept = [tf.where(tf.math.is_finite(tensor), tensor, 0.0) for tensor in tensors]
+    return [*kept, global_norm(kept)]

@@ -68,7 +68,7 @@ class TrainStep:
         clipped = clip_by_global_norm(
             gradients,
             recipe.max_grad_norm,
-            scale=1.0 / scale,
+            scale=1.0 / scale if state.loss_scale else 1.0,
             epsilon=recipe.clip_epsilon,
             non_finite="clamp" if static_scale else recipe.non_finite,
         )
