@@ -153,7 +153,7 @@ class Sampler:
         """int64 [count]: the classes of samples, functions of the key and the sample; None without classes.
 
         Raises:
-          SettingsError: a class that the model does not have, or base samples without labels.
+          SettingsError: classes that the model does not have, or base samples without labels.
         """
         config = self._system.config
         if not config.class_cond:
@@ -173,7 +173,14 @@ class Sampler:
                     f"--base_samples={options.base_samples} has no labels (arr_1 or labels), and this model needs "
                     "them: choose one for all with --class_label"
                 )
-            return base.labels[_cyclic(int(key.first_sample), count, len(base.labels))].astype(np.int64)
+            labels = base.labels[_cyclic(int(key.first_sample), count, len(base.labels))].astype(np.int64)
+            wrong = labels[(labels < 0) | (labels >= config.num_classes)]
+            if wrong.size:
+                raise SettingsError(
+                    f"--base_samples={options.base_samples} has the label {wrong[0]}: the model has classes 0 to "
+                    f"{config.num_classes - 1}"
+                )
+            return labels
         drawn = key.fold("labels").uniform([count, 1])[:, 0].numpy()
         return np.minimum((drawn * self._system.classes).astype(np.int64), self._system.classes - 1)
 
@@ -210,6 +217,7 @@ class Sampler:
         self._check(options)
         process, sampler = self.process(options), SAMPLERS[options.chosen]
         labels, low_res = self.labels(count, key, options), self._low_res(count, key, options, images)
+        labels = None if labels is None else labels.astype(np.int32)  # as in training: one trace serves both
         size = min(options.sample_batch, count)
         batches = range(0, count, size)
         parts = []
@@ -222,7 +230,8 @@ class Sampler:
 
             def report(done: int, total: int, sample: tf.Tensor, pred_xstart: tf.Tensor, place: int = place) -> None:
                 if callback is not None:
-                    preview = functools.partial(_preview, pred_xstart)
+                    # One batch is shown, the first: others in its place would make a film jump.
+                    preview = functools.partial(_preview, pred_xstart) if place == 0 else None
                     callback(place * total + done, len(batches) * total, preview)
 
             model = self.model(process, conditions, options.guidance_scale)
@@ -277,6 +286,8 @@ class Sampler:
             raise SettingsError(
                 "--base_samples belongs to super-resolution models, and this one makes images from noise"
             )
+        if options.base_samples and options.reconstruct:
+            raise SettingsError("--reconstruct takes images of --split, and --base_samples others: drop one")
 
     def _low_res(
         self, count: int, key: Key, options: SampleOptions, images: np.ndarray | None
