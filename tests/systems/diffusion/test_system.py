@@ -225,11 +225,6 @@ def test_recipe():
     assert (endless.microbatch, float(endless.learning_rate(tf.constant(10**8, tf.int64)))) == (0, 0.5)
 
 
-def test_a_training_set_smaller_than_a_batch(system):
-    with pytest.raises(ValueError, match=r"2 rank\(s\) with --batch_size=4 use 8 images a step, and .* has 7: lower"):
-        system.recipe(train_size=7, ranks=2)
-
-
 @pytest.mark.usefixtures("eager")
 def test_half_precision():
     """Loss scaling as the original's: from 2^20, more after each good update, halved on overflow."""
