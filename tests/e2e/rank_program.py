@@ -20,7 +20,7 @@ from tfgen.training.step import TrainStep
 # Embeddings of the size that training gives them; with the tiny initial ones the gradients are far above 1.
 _SIZES = ("--logits_w=0.125", "--w_embd_std=0.5", "--pos_embd_std=0.5", "--merge_layer_allreduce=1")
 # A process of few steps, so that every step soon has a history.
-_FEW = (*runs.TINY_DIFFUSION, "--channel_mult=1", "--ema_rate=0.9", "--diffusion_steps=6")
+_FEW = (*runs.TINY_DIFFUSION, "--channel_mult=1", "--diffusion_steps=6")
 FLAGS = {
     "distaug": (*runs.TINY, *_SIZES),
     "vdvae": runs.TINY_VDVAE,

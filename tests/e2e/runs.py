@@ -57,7 +57,7 @@ TINY_DIFFUSION = (
     "--noise_schedule=cosine",
     "--batch_size=8",
     "--lr=0.001",
-    "--ema_rate=0.9,0.5",
+    "--ema_rate=0.9",
 )
 
 
