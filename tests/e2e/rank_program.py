@@ -1,7 +1,8 @@
-"""`python -m tests.e2e.rank_program [SYSTEM]` on two ranks: prints one line per fact. Tests start it."""
+"""`python -m tests.e2e.rank_program [VARIANT]` on two ranks: prints one line per fact. Tests start it."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 
@@ -13,18 +14,25 @@ from tfgen import distribute, runtime, settings
 from tfgen.data.pipeline import IndexStream
 from tfgen.randomness import StepDraws
 from tfgen.systems import load
-from tfgen.systems.base import Loss
 from tfgen.training.state import TrainState
 from tfgen.training.step import TrainStep
 
-STEPS = 50
 # Embeddings of the size that training gives them; with the tiny initial ones the gradients are far above 1.
 _SIZES = ("--logits_w=0.125", "--w_embd_std=0.5", "--pos_embd_std=0.5", "--merge_layer_allreduce=1")
-FLAGS = {"distaug": (*runs.TINY, *_SIZES), "vdvae": runs.TINY_VDVAE}
+# A process of few steps, so that every step soon has a history.
+_FEW = (*runs.TINY_DIFFUSION, "--channel_mult=1", "--diffusion_steps=6")
+FLAGS = {
+    "distaug": (*runs.TINY, *_SIZES),
+    "vdvae": runs.TINY_VDVAE,
+    "diffusion": _FEW,
+    "diffusion_by_loss": (*_FEW, "--schedule_sampler=loss-second-moment"),
+}
+CHOSEN = sys.argv[1] if sys.argv[1:] else "distaug"
+BATCH_FLAG, STEPS = ("batch_size", 20) if CHOSEN.startswith("diffusion") else ("n_batch", 50)
 
 
 def build(batch_size: int, ranks: int):
-    parsed = settings.parse([*FLAGS[sys.argv[1] if sys.argv[1:] else "distaug"], f"--n_batch={batch_size}"])
+    parsed = settings.parse([*FLAGS[CHOSEN], f"--{BATCH_FLAG}={batch_size}"])
     system_class = load(parsed.system)
     splits = system_class.open_data(parsed.config, parsed.run.data_dir)
     system = system_class(parsed.config, splits.spec)
@@ -79,13 +87,24 @@ def main() -> None:
         step_function(batch_of(splits, system, recipe, step, ranks.rank, ranks.size), requests)
     print(f"rank {ranks.rank}: weights after {STEPS} steps {digest(state.variables)}", flush=True)
 
+    # What the system itself remembers, on both ranks and after as many steps of the process alone.
+    if system.state.variables:
+        for step in range(STEPS):
+            big_step(batch_of(big_splits, big_system, big_recipe, step, 0, 1), requests)
+        print(f"rank {ranks.rank}: system state {digest(system.state.variables)}", flush=True)
+        for own, single in zip(system.state.variables, big_system.state.variables, strict=True):
+            values, difference = single.numpy(), np.abs(own.numpy() - single.numpy()).max()
+            facts = f"{values.min():.6g} to {values.max():.6g}, differs from one rank by {difference:.3g}"
+            print(f"rank {ranks.rank}: {own.name} {facts}", flush=True)
+        return  # what follows is for systems without
+
     # A loss that is not a number on rank 1 only. A new step function, since the old one is traced already.
     healthy = system.loss
 
     def sick(batch, key, training):
         loss = healthy(batch, key, training)
         factor = float("nan") if ranks.rank == 1 else 1.0
-        return Loss(loss.objective * factor, loss.metrics)
+        return dataclasses.replace(loss, objective=loss.objective * factor)
 
     system.loss = sick
     kept = [*system.network.variables, *state.optimizer.variables, *state.averages[0].variables]

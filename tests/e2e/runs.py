@@ -42,6 +42,24 @@ TINY_VDVAE = (
     "--nobaseline",
 )
 
+TINY_DIFFUSION = (
+    "--system=diffusion",
+    "--dataset=digits",
+    "--image_size=8",
+    "--num_channels=32",
+    "--num_res_blocks=1",
+    "--channel_mult=1,2",
+    "--attention_resolutions=",
+    "--num_heads=2",
+    "--dropout=0.1",
+    "--learn_sigma",
+    "--diffusion_steps=20",
+    "--noise_schedule=cosine",
+    "--batch_size=8",
+    "--lr=0.001",
+    "--ema_rate=0.9",
+)
+
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child: the checkout first on its path, quiet, and never a launcher's rank by accident."""

@@ -95,10 +95,13 @@ def sample_action(
         return run.samples / f"step-{step:09d}-{name}.png"
 
     def draw(name: str, step: int) -> None:
-        options = system.default_sample_options()
-        images = evaluation.sample(system, recipe.sample_count, key, ranks, options, source=source)
+        options, count = system.default_sample_options(), recipe.sample_count
+        wanted = system.images_wanted(0, count, options)
+        if len(wanted):  # samples that are made from images: there may be few
+            count = min(count, len(source))
+            wanted = system.images_wanted(0, count, options)
+        images = evaluation.sample(system, count, key, ranks, options, source=source)
         if ranks.is_first:
-            wanted = system.images_wanted(0, recipe.sample_count, options)
             originals = source.read(wanted)["image"] if len(wanted) else np.zeros((0, *system.spec.shape), np.uint8)
             grid = system.sample_grid(images, originals, options)
             reporter.picture(f"samples/{name}", grid, step, path(name, step))

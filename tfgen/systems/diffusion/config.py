@@ -6,7 +6,9 @@ import dataclasses
 
 from tfgen.data.source import ImageSpec
 from tfgen.settings import SettingsError, check_values, flag
+from tfgen.systems.diffusion import noise_schedules
 from tfgen.systems.diffusion.architecture import CHANNEL_MULTIPLIERS, ShapeError, UNetShape, unet_shape
+from tfgen.systems.diffusion.respacing import kept_steps
 
 _LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
 CHANNELS = 3
@@ -154,12 +156,22 @@ class Config:
                 f"--ema_rate={self.ema_rate}: expected different numbers from 0 to below 1, such as 0.9999"
             )
 
-        # The network.
-        side, name = self.side, "large_size" if self.super_resolution else "image_size"
+        # The process.
         try:
-            self.network_shape().check_image(side, side)
-        except ShapeError as error:
-            raise SettingsError(f"--{name}={side}, --num_channels={self.num_channels}: {error}") from error
+            noise_schedules.betas(self.noise_schedule, self.diffusion_steps)
+        except ValueError as error:
+            raise SettingsError(f"--diffusion_steps={self.diffusion_steps}: {error}") from error
+        try:
+            kept = kept_steps(self.diffusion_steps, self.timestep_respacing)
+        except ValueError as error:
+            raise SettingsError(f"--timestep_respacing={self.timestep_respacing}: {error}") from error
+        if len(kept) < noise_schedules.MIN_STEPS:
+            raise SettingsError(
+                f"--timestep_respacing={self.timestep_respacing} keeps {len(kept)} step(s), expected at least "
+                f"{noise_schedules.MIN_STEPS}"
+            )
+
+        # The network. Flags that contradict each other are named before it would refuse them in its own words.
         if self.super_resolution and self.small_size > self.large_size:
             raise SettingsError(
                 f"--small_size={self.small_size} is above --large_size={self.large_size}: the small images are made "
@@ -173,6 +185,11 @@ class Config:
             raise SettingsError(
                 f"--num_heads_upsample={self.num_heads_upsample}: expected -1 (num_heads) or at least 1"
             )
+        side, name = self.side, "large_size" if self.super_resolution else "image_size"
+        try:
+            self.network_shape().check_image(side, side)
+        except ShapeError as error:
+            raise SettingsError(f"--{name}={side}, --num_channels={self.num_channels}: {error}") from error
         if self.microbatch > self.batch_size:
             raise SettingsError(
                 f"--microbatch={self.microbatch} is above --batch_size={self.batch_size}, the images of an update"

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgen.randomness import Key
-from tfgen.settings import SettingsError, flag
+from tfgen.settings import SettingsError, check_values, flag
 from tfgen.systems.diffusion.likelihood_terms import bits_per_dim_loop
 from tfgen.systems.diffusion.process import Process
 from tfgen.systems.diffusion.resizing import area, from_uint8
@@ -42,6 +42,9 @@ class EvaluateOptions:
     )
     clip_denoised: bool = flag(True, "clip the images predicted at each step to the range of pixels")
     noise_seed: int = flag(0, "image i is evaluated with noise that is a function of this seed and i")
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 class Evaluator:

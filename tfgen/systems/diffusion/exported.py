@@ -41,7 +41,9 @@ def signatures(system: ImprovedDiffusion) -> dict[str, tf.types.experimental.Gen
 
     def labels_of(count: tf.Tensor, key: Key, class_label: tf.Tensor) -> tf.Tensor:
         drawn = tf.cast(key.fold("labels").uniform([count, 1])[:, 0] * system.classes, tf.int32)
-        return tf.where(class_label < 0, tf.minimum(drawn, system.classes - 1), tf.fill([count], class_label))
+        with _expected("class_label", class_label, -1, config.num_classes - 1):
+            chosen = tf.fill([count], class_label)
+        return tf.where(class_label < 0, tf.minimum(drawn, system.classes - 1), chosen)
 
     @tf.function(input_signature=[begin, scalar["steps"], scalar["seed"], *classes], autograph=False)
     def sample(first, steps, seed, class_label=None):
@@ -50,13 +52,7 @@ def signatures(system: ImprovedDiffusion) -> dict[str, tf.types.experimental.Gen
         labels = labels_of(count, key, class_label) if config.class_cond else None
         low_res = from_uint8(first) if config.super_resolution else None
         conditions = Conditions(labels, low_res)
-        with tf.control_dependencies(
-            [
-                tf.debugging.Assert(
-                    (steps >= 2) & (steps <= process.steps), ["steps: expected 2 to", process.steps, steps]
-                )
-            ]
-        ):
+        with _expected("steps", steps, 2, process.steps):
             kept = evenly_spaced(process.steps, steps)
         alphas_cumprod = tf.gather(tf.constant(process.alphas_cumprod), kept)  # float64 [steps]
         # abar of the step that each leads to; 1 where that is the image.
@@ -80,13 +76,7 @@ def signatures(system: ImprovedDiffusion) -> dict[str, tf.types.experimental.Gen
     def bits_per_dim(images, terms, seed, labels=None):
         x_start, key = from_uint8(images), _key(seed).fold("bits_per_dim")
         conditions = conditions_of(system, {"label": labels}, x_start)
-        with tf.control_dependencies(
-            [
-                tf.debugging.Assert(
-                    (terms >= 1) & (terms <= process.steps), ["terms: expected 1 to", process.steps, terms]
-                )
-            ]
-        ):
+        with _expected("terms", terms, 1, process.steps):
             total = process.prior_bits_per_dim(x_start)
 
         def add(part, total):

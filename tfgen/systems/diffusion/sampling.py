@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from tfgen.monitor import grids
 from tfgen.randomness import Key
-from tfgen.settings import SettingsError, flag
+from tfgen.settings import SettingsError, check_values, flag
 from tfgen.systems.base import SampleCallback
 from tfgen.systems.diffusion import samplers
 from tfgen.systems.diffusion.guidance import guided
@@ -58,6 +59,7 @@ class SampleOptions:
     sample_batch: int = flag(16, "images drawn together", minimum=1)
 
     def __post_init__(self) -> None:
+        check_values(self)
         if self.use_ddim and self.sampler not in ("ancestral", "ddim"):
             raise SettingsError(f"--use_ddim and --sampler={self.sampler} name two samplers: drop one")
         if self.steps is not None and self.timestep_respacing:
@@ -108,7 +110,7 @@ def read_base_samples(path: str, small_size: int) -> BaseSamples:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files if name in ("arr_0", "arr_1", "images", "labels")}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise SettingsError(
             f"--base_samples={path} cannot be read as an .npz file of arrays ({error}): give the samples_*.npz or "
             "samples.npz of a base model, not a picture"
@@ -153,7 +155,7 @@ class Sampler:
         """int64 [count]: the classes of samples, functions of the key and the sample; None without classes.
 
         Raises:
-          SettingsError: a class that the model does not have, or base samples without labels.
+          SettingsError: classes that the model does not have, or base samples without labels.
         """
         config = self._system.config
         if not config.class_cond:
@@ -172,6 +174,12 @@ class Sampler:
                 raise SettingsError(
                     f"--base_samples={options.base_samples} has no labels (arr_1 or labels), and this model needs "
                     "them: choose one for all with --class_label"
+                )
+            wrong = base.labels[(base.labels < 0) | (base.labels >= config.num_classes)]
+            if wrong.size:  # used or not, so that every rank refuses
+                raise SettingsError(
+                    f"--base_samples={options.base_samples} has the label {wrong[0]}: the model has classes 0 to "
+                    f"{config.num_classes - 1}"
                 )
             return base.labels[_cyclic(int(key.first_sample), count, len(base.labels))].astype(np.int64)
         drawn = key.fold("labels").uniform([count, 1])[:, 0].numpy()
@@ -210,6 +218,7 @@ class Sampler:
         self._check(options)
         process, sampler = self.process(options), SAMPLERS[options.chosen]
         labels, low_res = self.labels(count, key, options), self._low_res(count, key, options, images)
+        labels = None if labels is None else labels.astype(np.int32)  # as in training: one trace serves both
         size = min(options.sample_batch, count)
         batches = range(0, count, size)
         parts = []
@@ -222,7 +231,8 @@ class Sampler:
 
             def report(done: int, total: int, sample: tf.Tensor, pred_xstart: tf.Tensor, place: int = place) -> None:
                 if callback is not None:
-                    preview = functools.partial(_preview, pred_xstart)
+                    # One batch is shown, the first: others in its place would make a film jump.
+                    preview = functools.partial(_preview, pred_xstart) if place == 0 else None
                     callback(place * total + done, len(batches) * total, preview)
 
             model = self.model(process, conditions, options.guidance_scale)
@@ -277,6 +287,8 @@ class Sampler:
             raise SettingsError(
                 "--base_samples belongs to super-resolution models, and this one makes images from noise"
             )
+        if options.base_samples and options.reconstruct:
+            raise SettingsError("--reconstruct takes images of --split, and --base_samples others: drop one")
 
     def _low_res(
         self, count: int, key: Key, options: SampleOptions, images: np.ndarray | None
