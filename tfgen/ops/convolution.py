@@ -20,8 +20,9 @@ def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tens
 
     The compiled operation and its gradients use Winograd's F(2x2, 3x3) (Lavin & Gray, arXiv:1509.09308, section 4.1),
     with 16 instead of 36 products for 2x2 results. Results have the same bits every time, however many threads there
-    are, and those of an image do not depend on the rest of the batch. From 8 channels on they are closer to the exact
-    ones than sums of products in order are. An infinite or NaN input makes NaN of all 2x2 results that read it.
+    are, and those of an image do not depend on the rest of the batch. Against float64, from 8 channels on, the result
+    and the gradient by `x` have 0.3 to 0.9 of the error of sums of products in order, that by `kernel` 0.3 to 1.6. An
+    infinite or NaN input makes NaN of all 2x2 results that read it.
 
     Which form runs is decided by static shapes when the call is traced, in `_obstacle`: TensorFlow's own convolution
     for few channels, tiny images, other types, on a GPU, without the library and within `library.plain_tensorflow()`.
