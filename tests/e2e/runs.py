@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
@@ -88,6 +89,12 @@ def run(verb: str, *arguments: object, expect: int = 0, timeout: float = 300, **
     )
     assert done.returncode == expect, f"exit code {done.returncode}, expected {expect}\n{done.stdout[-6000:]}"
     return done.stdout
+
+
+def records(folder: pathlib.Path, series: str) -> list[dict]:
+    """What a run logged under `series` ("train", "valid" ...), oldest first."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["series"] == series]
 
 
 def saved_steps(folder: pathlib.Path) -> list[int]:

@@ -50,11 +50,6 @@ def copy(trained, tmp_path):
     return shutil.copytree(trained[0], tmp_path / "run")
 
 
-def records(folder, series):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["series"] == series]
-
-
 def write_folder(folder, names, size=9):
     """Pictures of 9 x 13 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +61,7 @@ def write_folder(folder, names, size=9):
 def test_training_reports_losses_by_quarter_and_the_bound(trained):
     folder, output = trained
     assert "digits train (1,497 images)" in output
-    logged = records(folder, "train")
+    logged = runs.records(folder, "train")
     quarters = {f"{name}_q{number}" for name in ("loss", "mse", "vb") for number in range(4)}
     assert {"loss", "mse", "vb", "grad_norm", "learning_rate"} | quarters <= logged[-1].keys()
     assert logged[-1]["loss"] == pytest.approx(logged[-1]["mse"] + logged[-1]["vb"], rel=1e-4)
@@ -74,7 +69,7 @@ def test_training_reports_losses_by_quarter_and_the_bound(trained):
     # The first record is of one step of 8 images: a quarter that has none of them is left out, as the others say.
     means = [logged[0][f"loss_q{number}"] for number in range(4) if f"loss_q{number}" in logged[0]]
     assert min(means) <= logged[0]["loss"] <= max(means)
-    (last,) = (record for record in records(folder, "valid") if record["step"] == STEPS)
+    (last,) = (record for record in runs.records(folder, "valid") if record["step"] == STEPS)
     assert last["examples"] == 30
     assert last["bits_per_dim_bound"] > last["prior_bits_per_dim"] > 0
     assert not [name for name in last if name.endswith("terms")]

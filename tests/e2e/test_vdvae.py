@@ -44,19 +44,14 @@ def copy(trained, tmp_path):
     return shutil.copytree(trained[0], tmp_path / "run")
 
 
-def records(folder, series):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["series"] == series]
-
-
 def test_training_reports_the_bound_and_draws_the_grid(trained):
     folder, output = trained
     assert "digits train (1,497 images)" in output
-    logged = records(folder, "train")
+    logged = runs.records(folder, "train")
     assert {"elbo", "elbo_filtered", "bits_per_dim_bound", "distortion", "rate", "grad_norm"} <= logged[-1].keys()
     assert logged[-1]["elbo"] == pytest.approx(logged[-1]["distortion"] + logged[-1]["rate"], abs=1e-5)
     assert logged[-1]["elbo"] < logged[0]["elbo"]
-    assert records(folder, "valid")[-1]["step"] == STEPS
+    assert runs.records(folder, "valid")[-1]["step"] == STEPS
     # Spec of the grid: originals, partial reconstructions, samples; no border.
     picture = Image.open(folder / "samples" / f"step-{STEPS:09d}-pictures.png")
     assert picture.size == (8 * 8, (1 + 6 + 3) * 8)
@@ -71,7 +66,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     runs.run("train", *flags, f"--run={straight}")
     expected = runs.saved_state(straight)
-    skipped = [record["skipped_steps"] for record in records(straight, "train")]
+    skipped = [record["skipped_steps"] for record in runs.records(straight, "train")]
     assert 0 < skipped[-1] < steps, skipped
     with open(tmp_path / "log", "w") as log:
         for wanted in (20, 85):
@@ -92,7 +87,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path):
     output = runs.run("train", *flags, f"--run={killed}")
     assert "resuming after step" in output
     runs.assert_same_state(runs.saved_state(killed), expected)
-    assert records(killed, "train")[-1]["skipped_steps"] == skipped[-1]
+    assert runs.records(killed, "train")[-1]["skipped_steps"] == skipped[-1]
 
 
 def test_two_ranks_equal_one_at_twice_the_batch():

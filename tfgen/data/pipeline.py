@@ -36,6 +36,11 @@ def minibatches(order: np.ndarray, batch_size: int, ranks: int) -> np.ndarray:
     return order[: steps * global_batch].reshape(steps, ranks, batch_size)
 
 
+def filled_up(rows: np.ndarray, count: int) -> np.ndarray:
+    """`rows`, and the last of them again until there are `count`: one compiled function serves short batches, too."""
+    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
+
+
 class IndexStream:
     """The images of every training step, as a function of (seed, epoch); nothing is stored, so resuming is free.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from tfgen.data.pipeline import filled_up
 from tfgen.randomness import Key
 from tfgen.settings import SettingsError, check_values, flag
 from tfgen.systems.diffusion.likelihood_terms import bits_per_dim_loop
@@ -81,7 +82,7 @@ class Evaluator:
             count = len(batch["image"])
             examples += count
             size = max(size, count)  # a short last batch is filled up: one compiled network serves all
-            rows = {name: _filled(np.asarray(value), size) for name, value in batch.items()}
+            rows = {name: filled_up(np.asarray(value), size) for name, value in batch.items()}
             key = Key.create(options.noise_seed, "evaluation", first_sample=int(batch["index"][0]))
             values = self._image_values(process, rows, key, options)
             for name, column in columns.items():
@@ -154,7 +155,3 @@ def conditions_of(system: ImprovedDiffusion, rows: dict, x_start: tf.Tensor) -> 
 
 def _noise(key: Key, shape: tuple[int, ...], step: int) -> tf.Tensor:
     return key.fold("noise", step).normal(shape)
-
-
-def _filled(rows: np.ndarray, count: int) -> np.ndarray:
-    return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from tfgen.data.pipeline import filled_up
 from tfgen.monitor import grids
 from tfgen.randomness import Key
 from tfgen.settings import SettingsError, check_values, flag
@@ -227,7 +228,7 @@ class Sampler:
             own = slice(start, min(start + size, count))
             stream = key.skip(start)
             shape = [size, *self._system.spec.shape]
-            conditions = Conditions(_filled(labels, own, size), _filled(low_res, own, size))
+            conditions = Conditions(_rows(labels, own, size), _rows(low_res, own, size))
 
             def report(done: int, total: int, sample: tf.Tensor, pred_xstart: tf.Tensor, place: int = place) -> None:
                 if callback is not None:
@@ -238,7 +239,7 @@ class Sampler:
             model = self.model(process, conditions, options.guidance_scale)
             noise = functools.partial(_noise, stream, shape)
             if options.reconstruct:
-                originals = _filled(from_uint8(images), own, size)
+                originals = _rows(from_uint8(images), own, size)
                 begin = samplers.reverse_ddim(process, model, originals, noise, clip_denoised=options.clip_denoised)
             else:
                 begin = stream.fold("start").normal(shape)
@@ -330,10 +331,6 @@ def _cyclic(first: int, count: int, size: int) -> np.ndarray:
     return np.arange(first, first + count) % size
 
 
-def _filled(rows: np.ndarray | tf.Tensor | None, own: slice, size: int) -> tf.Tensor | None:
-    """Rows `own`, the last repeated until there are `size`."""
-    if rows is None:
-        return None
-    taken = tf.convert_to_tensor(rows[own])
-    missing = size - (own.stop - own.start)
-    return tf.concat([taken, tf.repeat(taken[-1:], missing, axis=0)], 0) if missing else taken
+def _rows(values: np.ndarray | tf.Tensor | None, own: slice, size: int) -> tf.Tensor | None:
+    """Rows `own`, filled up to `size`."""
+    return None if values is None else tf.constant(filled_up(np.asarray(values[own]), size))

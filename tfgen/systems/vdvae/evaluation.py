@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
+from tfgen.data.pipeline import filled_up
 from tfgen.likelihood.bits import bits_per_dim
 from tfgen.randomness import Key
 from tfgen.settings import flag
-from tfgen.systems.vdvae.sampling import latent_noise, padded
+from tfgen.systems.vdvae.sampling import latent_noise
 
 if TYPE_CHECKING:
     from tfgen.systems.vdvae.system import VeryDeepVAE
@@ -43,7 +44,7 @@ class Evaluator:
             images = batch["image"]
             examples += len(images)
             size = max(size, len(images))  # a short last batch is filled up: one compiled function serves all
-            metrics = self.image_metrics(padded(images, size), int(batch["index"][0]), options)
+            metrics = self.image_metrics(filled_up(images, size), int(batch["index"][0]), options)
             for name, column in columns.items():
                 column.append(metrics[name][: len(images)])
         # A rank without images counts as none of them in the mean over ranks, whatever it reports.

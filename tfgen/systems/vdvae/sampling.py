@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfgen.data.pipeline import filled_up
 from tfgen.likelihood import logistic_mixture
 from tfgen.monitor import grids
 from tfgen.randomness import Key
@@ -242,7 +243,7 @@ class Sampler:
             size = min(batch_size, first + count - start)
             places = np.searchsorted(wanted, images_wanted(start, size, options))
             given = images[places] if images is not None else None
-            rows = [z if len(z) == 1 else padded(z[start : start + size], batch_size) for z in latents]
+            rows = [z if len(z) == 1 else filled_up(z[start : start + size], batch_size) for z in latents]
             parts.append(self._batch(batch_size, key.seed, start, options, temperatures, given, rows)[:size])
             if callback is not None:
                 callback(start + size - first, count, None)
@@ -266,9 +267,9 @@ class Sampler:
             return self._from_prior(size, seed, index, temperatures).numpy()
         if options.kind == "interpolation":
             most_rows = (size + options.columns - 2) // options.columns + 1  # that `size` samples can touch
-            return self._between(padded(images, 2 * most_rows), seed, index, size, options.columns).numpy()
+            return self._between(filled_up(images, 2 * most_rows), seed, index, size, options.columns).numpy()
         layers = self._layers if options.latents is None else options.latents
-        return self._from_images(padded(images, size), seed, index, temperatures, layers).numpy()
+        return self._from_images(filled_up(images, size), seed, index, temperatures, layers).numpy()
 
     @tf.function(autograph=False)
     def _from_prior(self, size: int, seed: tf.Tensor, first: tf.Tensor, temperatures: tf.Tensor) -> tf.Tensor:
@@ -325,8 +326,3 @@ class Sampler:
 
         features = self._network.generate(size, noise.latents, latents)
         return draw_images(self._network, features, uniform)
-
-
-def padded(images: np.ndarray, count: int) -> np.ndarray:
-    """`images` and then the last of them again, until there are `count`."""
-    return np.concatenate([images, np.repeat(images[-1:], count - len(images), axis=0)])
