@@ -1,4 +1,7 @@
-"""PixelCNN++ (Salimans et al., arXiv:1701.05517) as the network of distribution smoothing (Meng et al., arXiv:2103.15089).
+"""PixelCNN++, the network of distribution smoothing.
+
+Salimans et al., arXiv:1701.05517; Meng et al., "Improved Autoregressive Modeling with Distribution Smoothing", ICLR
+2021, arXiv:2103.15089.
 
 Letters: B batch, H and W sides of the image, h and w those of a level (H, W; half; a quarter), C colours, F filters, n
 residual blocks in a row, K logistic components. Features are channels-last, [B, h, w, F].
@@ -20,8 +23,6 @@ import tensorflow as tf
 from tfgen.randomness import Key, host_generator
 
 LEVELS = 3
-PIXELS_DIVISOR = 2 ** (LEVELS - 1)  # sides are halved twice
-DROPOUT = 0.5
 
 # Arithmetic ------------------------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class GatedResnet(tf.keras.layers.Layer):
 
         Args:
           skip: [B, h, w, skips F].
-          mask: of dropout, [B, 1, 1, 2 F], 0 or 2; None for no dropout.
+          mask: of dropout, [B, 1, 1, 2 F]; None for no dropout.
         """
         hidden = self.conv_input(concat_elu(x))
         if self.nin_skip is not None:
@@ -248,10 +249,12 @@ class PixelCNN(tf.keras.Model):
       blocks: n, residual blocks in a row.
       mixtures: K, logistic components.
       seed: of the initial weights.
+      dropout: share of the feature maps that `dropout_masks` drops.
     """
 
-    def __init__(self, channels: int, filters: int, blocks: int, mixtures: int, seed: int):
+    def __init__(self, channels: int, filters: int, blocks: int, mixtures: int, seed: int, dropout: float = 0.5):
         super().__init__(name="pixelcnn")
+        self.dropout = dropout
         self.channels, self.filters, self.blocks, self.mixtures = channels, filters, blocks, mixtures
         make = Initializer(seed)
 
@@ -290,20 +293,22 @@ class PixelCNN(tf.keras.Model):
         return [block for level in levels for stream in (level.u_stream, level.ul_stream) for block in stream]
 
     def dropout_masks(self, key: Key, batch: int | tf.Tensor) -> dict[str, tf.Tensor]:
-        """Masks [B, 1, 1, 2 F] of whole feature maps, 0 or 2, by path of the residual block.
+        """Masks [B, 1, 1, 2 F] of whole feature maps, 0 or 1 / (1 - dropout), by path of the residual block.
 
         The 2 F maps before `conv_out` are dropped independently, ELU(h) and ELU(-h) of one map, too.
         """
         paths = [block.path for block in self.resnets]
         width = 2 * self.filters
-        kept = tf.cast(key.uniform([batch, len(paths) * width]) >= DROPOUT, tf.float32) / (1.0 - DROPOUT)
+        kept = tf.cast(key.uniform([batch, len(paths) * width]) >= self.dropout, tf.float32) / (1.0 - self.dropout)
         masks = tf.split(tf.reshape(kept, [-1, 1, 1, len(paths) * width]), len(paths), axis=-1)
         return dict(zip(paths, masks, strict=True))
 
     def call(
         self, images: tf.Tensor, masks: dict[str, tf.Tensor] | None = None, first_row: int | tf.Tensor = 0
     ) -> tf.Tensor:
-        """Parameters of the mixtures at the pixels from row `first_row` on, float32 [B, H - first_row, W, 10 K] or, for one colour, [.., 3 K].
+        """Parameters of the mixtures at the pixels from row `first_row` on, float32 [B, H - first_row, W, 10 K].
+
+        With one colour there are 3 K.
 
         Args:
           images: in [-1, 1] or thereabouts, float32 [B, H, W, C].
