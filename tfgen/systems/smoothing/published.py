@@ -26,7 +26,9 @@ import tensorflow as tf
 from tfgen import torch_file, torch_weights
 from tfgen.systems.smoothing.pixelcnn import PixelCNN
 from tfgen.torch_weights import CheckpointError, Named
+from tfgen.training.optimizers import AdamW
 
+ADAM_EPSILON = 1e-8  # of the original, whose gradients are those of sums over a batch
 _PARTS = {"bias": "bias", "g": "weight_g", "v": "weight_v"}
 _PREFIX = "module."
 _FLAGS = "--nr_resnet, --nr_filters, --nr_logistic_mix and the colours of --dataset"
@@ -37,18 +39,16 @@ def variables(network: PixelCNN) -> list[Named]:
     named = []
     for variable in network.trainable_variables:
         path, _, part = variable.name.removesuffix(":0").rpartition("/")
-        if path.startswith("upsize"):
-            inner = "deconv"
-        else:
-            inner = "lin_a" if path.endswith(("nin_skip", "nin_out")) else "conv"
+        matrix = path.endswith(("nin_skip", "nin_out"))
+        inner = "deconv" if path.startswith("upsize") else "lin_a" if matrix else "conv"
         name = f"{path.replace('/', '.')}.{inner}.{_PARTS[part]}"
         shape = tuple(variable.shape)
         if part == "v":
-            axes = (1, 0) if inner == "lin_a" else (2, 3, 1, 0)
+            axes = (1, 0) if matrix else (2, 3, 1, 0)
             stored = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
             named.append(Named(name, variable, stored, lambda array, axes=axes: array.transpose(axes)))
         else:
-            ones = () if part == "bias" else (1,) if inner == "lin_a" else (1, 1, 1)
+            ones = () if part == "bias" else (1,) if matrix else (1, 1, 1)
             named.append(Named(name, variable, (*shape, *ones), lambda array: array.reshape(-1)))
     return named
 
@@ -133,6 +133,18 @@ def load_into(path: str, network: PixelCNN, averages: Sequence[tf.Variable] | No
         values += torch_weights.matched(named, stored, averages, f"{path}, averaged weights,", _FLAGS)
     elif found.averages is not None:
         logging.info("%s also has averaged weights; --ema would go on with them", path)
-    values += torch_weights.adam_moments(path, found.optimizer, named, optimizer, _FLAGS)
+    values += _of_means(torch_weights.adam_moments(path, found.optimizer, named, optimizer, _FLAGS), optimizer)
     torch_weights.assign(values)  # only now that all fits
     return found.updates
+
+
+def _of_means(values: torch_weights.Values, optimizer: AdamW) -> torch_weights.Values:
+    """Moments of gradients of means over N images, from those of sums; epsilon / N is that of the optimizer."""
+    scale = np.float32(optimizer.epsilon / ADAM_EPSILON)
+    factors = {variable.ref(): scale for variable in optimizer.first_moments}
+    factors |= {variable.ref(): scale * scale for variable in optimizer.second_moments}
+    one = np.float32(1)
+    return [
+        (variable, value * factors.get(variable.ref(), one) if value.dtype == np.float32 else value)
+        for variable, value in values
+    ]
