@@ -113,7 +113,7 @@ class System(abc.ABC):
 
     # Training -------------------------------------------------------------------------------------------
 
-    def check_training(self) -> None:
+    def check_training(self) -> None:  # noqa: B027  (most systems have nothing to check)
         """Raises `SettingsError` for settings that a new run cannot begin with. Nothing has been written yet."""
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""Likelihoods of images: of the smoothed density, of the reverse model, and the bound that both stages give together."""
+"""Likelihoods: of smoothed images, of images given smoothed ones, and the bound that both stages give together."""
 
 from __future__ import annotations
 

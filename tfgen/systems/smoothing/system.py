@@ -173,18 +173,28 @@ class DistributionSmoothing(System):
     ) -> tf.Tensor:
         """Log-likelihood of each pixel in nats, float32 [B, H, W]: a density, or, of a plain model, a probability.
 
+        Arguments as for `parameters`.
+        """
+        return self.density(self.parameters(target, smoothed, masks), target)
+
+    def parameters(
+        self, target: tf.Tensor, smoothed: tf.Tensor | None = None, masks: dict[str, tf.Tensor] | None = None
+    ) -> tf.Tensor:
+        """Parameters of the mixtures at the pixels of the target, float32 [B, H, W, 10 M] or [B, H, W, 3 M].
+
         Args:
           target: float32 [B, H, W, C]; of a plain model the levels of 8-bit images.
           smoothed: of stage 2, of the same shape.
           masks: of `PixelCNN.dropout_masks`.
         """
-        if self.stage is Stage.REVERSE:
-            assert smoothed is not None
-            # Above each other as in the original: every pixel of the target has the whole condition before it.
-            inputs = tf.concat([smoothed, target], axis=1)
-            parameters = self.network(inputs, masks, first_row=self.spec.height)
-        else:
-            parameters = self.network(target, masks)
+        if smoothed is None:
+            return self.network(target, masks)
+        # Above each other as in the original: every pixel of the target has the whole condition before it.
+        inputs = tf.concat([smoothed, target], axis=1)
+        return self.network(inputs, masks, first_row=self.spec.height)
+
+    def density(self, parameters: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """Log-likelihood of each pixel in nats, float32 [B, H, W], from the parameters of its mixture."""
         if self.stage is Stage.PLAIN:
             return logistic_mixture.log_prob(parameters, target, logistic_mixture.EIGHT_BIT_EXACT)
         return continuous_mixture.log_density(parameters, target)
