@@ -83,7 +83,7 @@ def inverse_cdf(
 
     Args:
       parameters: floating point [..., 10 M] for three colours, [..., 3 M] for one.
-      logits_of_uniforms: same dtype [..., C]: ln(u / (1 - u)) of the value u asked for, between -80 and 80. See `logit`.
+      logits_of_uniforms: same dtype [..., C], between -80 and 80: ln(u / (1 - u)) of the values u asked for (`logit`).
       clip: search in [-1, 1], else between the `SEARCH_BOUNDS`; samples outside go to the end of the interval.
       iterations: halvings of the interval, at least 1.
       temperature: T > 0.
