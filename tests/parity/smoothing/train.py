@@ -19,7 +19,9 @@ from tfgen.training.optimizers import AdamW
 from tfgen.training.state import TrainState
 
 # Advised in the description of the recordings.
-PARAMETER, AVERAGE, RATE, OUTPUT = (1e-6, 1e-8), (1e-6, 1e-7), 1e-12, 2e-5
+PARAMETER, AVERAGE, OUTPUT = (1e-6, 1e-8), (1e-6, 1e-7), 2e-5
+# Not advised: the fused operation has 1 - 0.999 in float32, 1.3e-5 off, which its bias correction takes out again.
+MOMENT_RELATIVE, MOMENT_ABSOLUTE = 2e-5, 1e-7
 CHECKPOINT_OUTPUT, LOSS, OWN_UPDATE_OF_RATE, EXACT = 1e-5, 1e-5, 2.0, 1e-6
 # Elements with a small gradient turn with rounding; the others follow the recording to this part of the rate.
 LARGE_GRADIENT, LARGE_UPDATE_OF_RATE = 1e-4, 0.02
@@ -78,7 +80,9 @@ def check_from_recorded_gradients(case: Case, trainer: Trainer, steps: int) -> N
     for index, item in enumerate(trainer.named):
         for kind, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
             name = f"final/{kind}/{item.name}"
-            within(case, name, moments[index].numpy(), item.to_ours(case[name]), AVERAGE)
+            recorded = item.to_ours(case[name])
+            tolerance = MOMENT_RELATIVE * float(np.abs(recorded).max()) + MOMENT_ABSOLUTE
+            case.close(name, moments[index].numpy(), tolerance, expected=recorded)
 
 
 def check_from_own_gradients(case: Case, trainer: Trainer, steps: int) -> None:
