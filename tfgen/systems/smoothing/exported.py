@@ -29,17 +29,15 @@ def signatures(system: DistributionSmoothing) -> dict[str, tf.types.experimental
     smoothed_spec = tf.TensorSpec(shape, tf.float32, name="smoothed")
     options = system.sample_options_class()
 
-    def drawn(of: DistributionSmoothing, count, key, given=None):
-        numbers = of.sampler.random_numbers(options, count, key)
-        return of.sampler.incremental(options).graph(numbers, given)
-
     @tf.function(input_signature=[count_spec, seed_spec], autograph=False)
     def sample(count, seed):
         key = Key(tf.stack([seed, 0]))
-        first = drawn(system.stage1 or system, count, key.fold("stage 1"))
+        first = (system.stage1 or system).sampler.draw_in_graph(count, key.fold("stage 1"), options)
         if system.stage is Stage.PLAIN:
             return {"images": data.to_uint8(first)}
-        last = drawn(system, count, key.fold("stage 2"), first) if system.stage is Stage.REVERSE else first
+        last = first
+        if system.stage is Stage.REVERSE:
+            last = system.sampler.draw_in_graph(count, key.fold("stage 2"), options, first)
         return {"images": data.to_uint8(last), "smoothed": first}
 
     if system.stage is Stage.PLAIN:
@@ -64,7 +62,8 @@ def signatures(system: DistributionSmoothing) -> dict[str, tf.types.experimental
 
     @tf.function(input_signature=[smoothed_spec, seed_spec], autograph=False)
     def reverse(smoothed, seed):
-        last = drawn(system, tf.shape(smoothed)[0], Key(tf.stack([seed, 0])).fold("stage 2"), smoothed)
+        key = Key(tf.stack([seed, 0])).fold("stage 2")
+        last = system.sampler.draw_in_graph(tf.shape(smoothed)[0], key, options, smoothed)
         return {"images": data.to_uint8(last), "samples": last}
 
     functions = {"log_prob": log_conditional, "reverse": reverse}

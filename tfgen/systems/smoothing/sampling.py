@@ -24,7 +24,7 @@ from tfgen.systems.base import SampleCallback
 from tfgen.systems.smoothing import data
 from tfgen.systems.smoothing.config import Stage
 from tfgen.systems.smoothing.denoise import denoise
-from tfgen.systems.smoothing.incremental import IncrementalSampler
+from tfgen.systems.smoothing.incremental import Draw, IncrementalSampler
 
 if TYPE_CHECKING:
     from tfgen.systems.smoothing.system import DistributionSmoothing
@@ -85,7 +85,8 @@ class Sampler:
 
     def __init__(self, system: DistributionSmoothing):
         self._system = system
-        self._compiled: dict[tuple, IncrementalSampler] = {}
+        self._incremental = IncrementalSampler(system.network)
+        self._pixels: dict[tuple, Draw] = {}
 
     def sample(
         self,
@@ -153,12 +154,26 @@ class Sampler:
           given: smoothed images, of a system of stage 2.
           progress: told of every row.
         """
-        numbers = self.random_numbers(options, size, key)
-        if progress is None:
-            return self.incremental(options).sample(numbers, given)
-        return self.incremental(options).sample(
-            numbers, given, lambda images: progress.row(functools.partial(self.shown, images, options))
-        )
+        height, width, _ = self._system.spec.shape
+        report = None
+
+        def report_rows(done: int, total: int, images: np.ndarray) -> None:
+            assert progress is not None
+            progress.rows(total - done, functools.partial(self.shown, images.copy(), options))
+
+        if progress is not None:
+            progress.begin(height)
+            report = report_rows
+        numbers = (self.random_numbers(options, size, key),)
+        return self._incremental.sample(height, width, size, self.pixel(options), numbers, given, report)
+
+    def draw_in_graph(
+        self, count: tf.Tensor, key: Key, options: SampleOptions, given: tf.Tensor | None = None
+    ) -> tf.Tensor:
+        """`draw` of any number of images as operations of a graph."""
+        height, width, _ = self._system.spec.shape
+        numbers = (self.random_numbers(options, count, key),)
+        return self._incremental.sample_in_graph(height, width, count, self.pixel(options), numbers, given)
 
     def random_numbers(self, options: SampleOptions, count: int | tf.Tensor, key: Key) -> tf.Tensor:
         """What `draw_pixel` needs at every pixel, float32 [count, H, W, n]."""
@@ -168,22 +183,18 @@ class Sampler:
         uniforms = mixture_sampling.open_interval(drawn)
         return uniforms if options.sampler == "gumbel" else mixture_sampling.logit(uniforms)
 
-    def incremental(self, options: SampleOptions) -> IncrementalSampler:
-        """The pixel by pixel sampler that `options` ask for."""
+    def pixel(self, options: SampleOptions) -> Draw:
+        """How `options` draw a pixel; always the same function for the same options."""
         channels = self._system.spec.channels
-        pixel = functools.partial(
-            draw_pixel,
-            sampler=options.sampler,
-            channels=channels,
-            clip=options.clip or self._system.stage is Stage.PLAIN,
-            levels=self._system.stage is Stage.PLAIN,
-            temperature=options.temperature,
-            halvings=options.bisection_iter or BISECTIONS[channels],
-        )
-        kind = tuple(pixel.keywords.items())
-        if kind not in self._compiled:
-            self._compiled[kind] = IncrementalSampler(self._system.network, pixel)
-        return self._compiled[kind]
+        settings = {
+            "sampler": options.sampler,
+            "channels": channels,
+            "clip": options.clip or self._system.stage is Stage.PLAIN,
+            "levels": self._system.stage is Stage.PLAIN,
+            "temperature": options.temperature,
+            "halvings": options.bisection_iter or BISECTIONS[channels],
+        }
+        return self._pixels.setdefault(tuple(settings.values()), functools.partial(draw_pixel, **settings))
 
     def tensors(self, options: SampleOptions) -> dict[str, tuple[int, ...]]:
         """See `System.sample_tensors`."""
@@ -235,10 +246,14 @@ class _Progress:
     def __init__(self, callback: SampleCallback | None, total: int):
         self._callback, self.total, self._done = callback, total, 0
 
-    def row(self, preview) -> None:
-        self._done += 1
+    def begin(self, rows: int) -> None:
+        """That many rows follow."""
+        self._done += rows
+
+    def rows(self, missing: int, preview) -> None:
+        """What began last still misses so many rows."""
         if self._callback is not None:
-            self._callback(self._done, self.total, preview)
+            self._callback(self._done - missing, self.total, preview)
 
 
 # Pixels ----------------------------------------------------------------------------------------------------
@@ -246,6 +261,8 @@ class _Progress:
 
 def draw_pixel(
     parameters: tf.Tensor,
+    row: tf.Tensor,
+    column: tf.Tensor,
     numbers: tf.Tensor,
     *,
     sampler: str,
@@ -259,9 +276,10 @@ def draw_pixel(
 
     Args:
       parameters: of the mixtures, [B, 10 M] or [B, 3 M].
-      numbers: of `Sampler.random_numbers` at this pixel, [B, n].
+      numbers: of `Sampler.random_numbers`, [B, H, W, n].
       levels: round to the levels of 8-bit images.
     """
+    numbers = numbers[:, row, column]
     if sampler == "gumbel":
         mixture, logistic = tf.split(numbers, [numbers.shape[-1] - channels, channels], axis=-1)
         pixel = mixture_sampling.gumbel(parameters, mixture, logistic, clip, temperature)
