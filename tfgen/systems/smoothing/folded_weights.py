@@ -99,6 +99,10 @@ class FoldedWeights(NamedTuple):
     head: tf.Tensor  # [F, 10 K or 3 K]
     head_bias: tf.Tensor
 
+    def of_pixel(self, due: int) -> FoldedWeights:
+        """Those of `ul` at the finest levels, and the head."""
+        return self._replace(u=[], ul=self.ul[:due], between=self.between[: due - 1])
+
 
 def fold(network: PixelCNN) -> FoldedWeights:
     """The weights that the variables of the network stand for now."""
@@ -173,7 +177,9 @@ def _first_layers(network: PixelCNN) -> FirstLayers:
     one_up = tf.scatter_nd([[1, 1, ones]], u.bias[tf.newaxis], u.kernel.shape)
     above_centre = tf.scatter_nd([[0, 1, ones]], above.bias[tf.newaxis], above.kernel.shape)
     left_above, left_own = tf.unstack(left.kernel[:, 0])  # [C + 1, F]
-    ul_above = above.kernel + above_centre + tf.pad(left_above[tf.newaxis, tf.newaxis], [[0, 0], [0, 2], [0, 0], [0, 0]])
+    ul_above = (
+        above.kernel + above_centre + tf.pad(left_above[tf.newaxis, tf.newaxis], [[0, 0], [0, 2], [0, 0], [0, 0]])
+    )
     return FirstLayers(
         u=tf.reshape(u.kernel + one_up, [-1, filters]),
         ul_above=tf.reshape(ul_above, [-1, filters]),

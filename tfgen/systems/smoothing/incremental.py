@@ -23,8 +23,7 @@ import tensorflow as tf
 from tfgen.systems.smoothing.folded_weights import FoldedWeights, fold
 from tfgen.systems.smoothing.pixelcnn import LEVELS, PIXELS_DIVISOR, PixelCNN, concat_elu, with_ones
 from tfgen.systems.smoothing.streams import (
-    BeforeRow,
-    Left,
+    Before,
     UpLeftPixel,
     UpLeftRow,
     UpRow,
@@ -38,6 +37,7 @@ from tfgen.systems.smoothing.streams import (
 
 # draw(parameters [B, 10 K or 3 K], row, column, *numbers) -> pixels [B, C]; row and column are int32 scalars.
 Draw = Callable[..., tf.Tensor]
+Pixel = Callable[..., tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor]]  # `run_pixel` with a `draw`
 Progress = Callable[[int, int, np.ndarray], None]  # (rows drawn, in all, images so far [B, H, W, C])
 GROUP = PIXELS_DIVISOR  # rows or columns after which the levels that are due repeat
 DUE = (3, 1, 2, 1)  # levels that are due at each row or column of a group
@@ -85,7 +85,7 @@ class IncrementalSampler:
         self.network = network
         self._fold = tf.function(lambda: fold(network), autograph=False)
         self._known_rows = tf.function(known_rows, autograph=False)
-        self._drawn_rows = functools.lru_cache(maxsize=4)(self._compiled)
+        self._drawn_rows = functools.lru_cache(maxsize=4)(_compiled_rows)
 
     def sample(
         self,
@@ -123,10 +123,10 @@ class IncrementalSampler:
             rows = rows_first(given)
             for first in range(0, rows.shape[0], GROUP):
                 state = self._known_rows(weights, state, rows[first : first + GROUP])
-        function = self._drawn_rows(draw)
+        four_rows = self._drawn_rows(draw)
         images = np.zeros([height, width, batch, self.network.channels], np.float32)
         for first in range(0, height, GROUP):
-            state, rows = function(weights, state, tf.constant(first), numbers)
+            state, rows = four_rows(weights, numbers, state, tf.constant(first))
             images[first : first + GROUP] = rows.numpy()
             if progress is not None:
                 progress(first + GROUP, height, images.transpose(2, 0, 1, 3))
@@ -156,8 +156,10 @@ class IncrementalSampler:
                 parallel_iterations=1,
             )
 
+        pixel = _compiled_pixel(draw)
+
         def four_rows(first: tf.Tensor, state: State, drawn: tf.TensorArray) -> tuple:
-            state, rows = drawn_rows(weights, state, first, draw, numbers)
+            state, rows = drawn_rows(weights, pixel, numbers, state, first)
             return first + GROUP, state, drawn.write(first // GROUP, rows)
 
         shape = [GROUP, *state.pixels.shape[1:3], self.network.channels]
@@ -165,13 +167,6 @@ class IncrementalSampler:
         loop = [tf.constant(0), state, drawn]
         _, _, drawn = tf.while_loop(lambda first, *_: first < height, four_rows, loop, parallel_iterations=1)
         return tf.transpose(drawn.concat(), [2, 0, 1, 3])
-
-    def _compiled(self, draw: Draw) -> tf.types.experimental.GenericFunction:
-        @tf.function(autograph=False)
-        def rows(weights: FoldedWeights, state: State, first: tf.Tensor, numbers: tuple) -> tuple[State, tf.Tensor]:
-            return drawn_rows(weights, state, first, draw, numbers)
-
-        return rows
 
     def _check(self, height: int, width: int, given: tf.Tensor | None) -> None:
         if height % GROUP or width % GROUP or min(height, width) < GROUP:
@@ -212,78 +207,83 @@ def rows_first(images: tf.Tensor) -> tf.Tensor:
     return tf.transpose(images, [1, 2, 0, 3])
 
 
+def _compiled_pixel(draw: Draw) -> Pixel:
+    """`run_pixel`, an operation of the graphs that call it: traced for each number of levels that may be due."""
+    return tf.function(functools.partial(run_pixel, draw), autograph=False, experimental_attributes={"_noinline": True})
+
+
+def _compiled_rows(draw: Draw) -> tf.types.experimental.GenericFunction:
+    """`drawn_rows` of weights, numbers, state and first row."""
+
+    def rows(weights: FoldedWeights, numbers: tuple, state: State, first: tf.Tensor) -> tuple[State, tf.Tensor]:
+        return drawn_rows(weights, pixel, numbers, state, first)
+
+    pixel = _compiled_pixel(draw)
+    return tf.function(rows, autograph=False)
+
+
 # Rows ------------------------------------------------------------------------------------------------------
 
 
 def known_rows(weights: FoldedWeights, state: State, rows: tf.Tensor) -> State:
     """The state below four rows whose pixels, [4, W, B, C], are known."""
     for due, pixels in zip(DUE, tf.unstack(rows, GROUP), strict=True):
-        state = next_row(weights, state, due, functools.partial(known_pixels, weights, pixels=pixels))
+        state = next_row(weights, state, due, functools.partial(known_pixels, weights, pixels))
     return state
 
 
 def drawn_rows(
-    weights: FoldedWeights, state: State, first: tf.Tensor, draw: Draw, numbers: tuple[Any, ...]
+    weights: FoldedWeights, pixel: Pixel, numbers: tuple[Any, ...], state: State, first: tf.Tensor
 ) -> tuple[State, tf.Tensor]:
-    """Draws rows `first` to `first` + 3: the state below them, and their pixels, [4, W, B, C]."""
+    """Draws rows `first` to `first` + 3: the state below them, and their pixels, [4, W, B, C].
+
+    Args:
+      pixel: `run_pixel`, compiled.
+    """
     rows = []
-    for index, due in enumerate(DUE):
-        row = first + index
-        at_pixel = functools.partial(_draw_at, draw=draw, row=row, numbers=numbers)
-        state = next_row(weights, state, due, functools.partial(drawn_pixels, weights, draw=at_pixel))
+    for row, due in enumerate(DUE):
+        state = next_row(weights, state, due, functools.partial(drawn_pixels, weights, pixel, first + row, numbers))
         rows.append(state.pixels[1, ..., :-1])
     return state, tf.stack(rows)
 
 
-def _draw_at(parameters: tf.Tensor, column: tf.Tensor, draw: Draw, row: tf.Tensor, numbers: tuple) -> tf.Tensor:
-    return draw(parameters, row, column, *numbers)
-
-
-def next_row(weights: FoldedWeights, state: State, due: int, run_ul: Callable[[BeforeRow], UpLeftDone]) -> State:
+def next_row(weights: FoldedWeights, state: State, due: int, run_ul: Callable[[Before], UpLeftDone]) -> State:
     """The state below a row.
 
     Args:
       due: how many levels are.
       run_ul: computes `ul`, and knows or draws the pixels.
     """
-    before = before_u(weights, state, due)
-    u = UpRow(weights, before, state.u_tops)
-    u.run(before.first)
+    u = UpRow(weights.u[:due], weights.between[: due - 1], before_u(weights, state, due), state.u_tops)
+    u.run()
     ul = run_ul(before_ul(weights, state, u))
 
     def updated(old: list[tf.Tensor], new: list[tf.Tensor]) -> list[tf.Tensor]:
         return [*new[: len(old)], *old[len(new) :]]
 
-    features = [tf.stack([*inputs, *hidden]) for inputs, hidden in zip(u.inputs, u.hidden, strict=True)]
     return State(
         pixels=tf.stack([state.pixels[1], with_ones(ul.pixels[tf.newaxis])[0]]),
-        u=updated(state.u, features),
+        u=updated(state.u, [u.kept(level) for level in range(due)]),
         ul=updated(state.ul, ul.features),
         u_tops=updated(state.u_tops, u.tops),
         ul_tops=updated(state.ul_tops, ul.tops),
-        u_below=updated(state.u_below, [u.below[level] for level in range(due - 1)]),
+        u_below=updated(state.u_below, u.below[: due - 1]),
         ul_coarse=updated(state.ul_coarse, ul.coarse),
     )
 
 
-def _read_pixels(pixels: tf.Tensor) -> list[tf.Tensor]:
-    """[rows, W, B, C + 1] -> [W, B, C + 1] at all columns that the first layers read, row after row."""
-    return [column for row in tf.unstack(pixels) for column in with_neighbours(row)]
-
-
-def before_u(weights: FoldedWeights, state: State, due: int) -> BeforeRow:
-    """What `u` takes from the row above."""
+def before_u(weights: FoldedWeights, state: State, due: int) -> Before:
+    """What `u` takes from the rows above."""
     blocks = [
         before_row_of_blocks(stream.known, with_neighbours(concat_elu(features)), None)
         for stream, features in zip(weights.u[:due], state.u[:due], strict=True)
     ]
     inputs, outputs = zip(*blocks, strict=True)
-    upsized = state.u_below[due - 1 : due]
-    first = product(tf.concat(_read_pixels(state.pixels), axis=-1), weights.first.u)
-    return BeforeRow(first, list(inputs), list(outputs), [], upsized)
+    first = product(_read_pixels(state.pixels), weights.first.u)
+    return Before(first, list(inputs), list(outputs), [], state.u_below[due - 1 : due])
 
 
-def before_ul(weights: FoldedWeights, state: State, u: UpRow) -> BeforeRow:
+def before_ul(weights: FoldedWeights, state: State, u: UpRow) -> Before:
     """What `ul` takes from the row above and from `u`."""
     due = len(u.tops)
     blocks = [
@@ -299,139 +299,120 @@ def before_ul(weights: FoldedWeights, state: State, u: UpRow) -> BeforeRow:
         below_coarse_ul(coarse, between, 1)
         for coarse, between in zip(state.ul_coarse[due - 1 : due], weights.between[due - 1 : due], strict=True)
     ]
-    first = product(tf.concat(_read_pixels(state.pixels[1:]), axis=-1), weights.first.ul_above)
-    has_left = np.arange(first.shape[0], dtype=np.float32)[:, np.newaxis, np.newaxis] > 0
-    first += has_left.astype(np.float32) * weights.first.ul_left_exists
-    return BeforeRow(first, list(inputs), list(outputs), downsized, upsized)
+    first = product(_read_pixels(state.pixels[1:]), weights.first.ul_above)
+    has_left = np.float32(np.arange(first.shape[0]) > 0)[:, np.newaxis, np.newaxis]
+    return Before(first + has_left * weights.first.ul_left_exists, list(inputs), list(outputs), downsized, upsized)
 
 
-def known_pixels(weights: FoldedWeights, before: BeforeRow, pixels: tf.Tensor) -> UpLeftDone:
+def _read_pixels(pixels: tf.Tensor) -> tf.Tensor:
+    """[rows, W, B, C + 1] -> [W, B, rows 3 (C + 1)]: what the first layers read of the rows above."""
+    return tf.concat([column for row in tf.unstack(pixels) for column in with_neighbours(row)], axis=-1)
+
+
+def known_pixels(weights: FoldedWeights, pixels: tf.Tensor, before: Before) -> UpLeftDone:
     """`ul` of a row whose pixels, [W, B, C], are known."""
-    ul = UpLeftRow(weights, before)
-    ul.run(before.first + product(with_left(pixels)[0], weights.first.ul_left))
-    features = [tf.stack([*inputs, *hidden]) for inputs, hidden in zip(ul.inputs, ul.hidden, strict=True)]
-    return UpLeftDone(features, ul.tops, [*itertools.chain(*ul.coarse)], pixels)
+    due = len(before.inputs)
+    first = before.first + product(with_left(pixels)[0], weights.first.ul_left)
+    ul = UpLeftRow(weights.ul[:due], weights.between[: due - 1], before._replace(first=first))
+    ul.run()
+    features = [ul.kept(level) for level in range(due)]
+    return UpLeftDone(features, ul.tops, list(itertools.chain(*ul.coarse)), pixels)
 
 
 # Pixels ----------------------------------------------------------------------------------------------------
 
 
 def drawn_pixels(
-    weights: FoldedWeights, before: BeforeRow, draw: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+    weights: FoldedWeights, pixel: Pixel, row: tf.Tensor, numbers: tuple[Any, ...], before: Before
 ) -> UpLeftDone:
-    """`ul` of a row, and its pixels, which are drawn: a loop over groups of four columns.
+    """`ul` of a row, and its pixels, which are drawn in a loop over groups of four columns.
 
     Args:
-      draw: of parameters and column.
+      pixel: `run_pixel`, compiled.
     """
-    width, _, filters = before.first.shape
-    batch = tf.shape(before.first)[1]
-    slots = [2 * rows.shape[0] for rows in before.inputs]
-    # Kept of a column: inputs and hidden features, the last ones of the way up and, below the finest level, down.
-    kept = [slot + 1 + (level > 0) for level, slot in enumerate(slots)]
-    groups, channels = width // GROUP, weights.first.ul_left.shape[0]
-    known = tf.nest.map_structure(lambda rows: _grouped(rows, groups), before)
+    due, slots = len(before.inputs), [2 * rows.shape[0] for rows in before.inputs]
+    kept = [slot + 1 + (level > 0) for level, slot in enumerate(slots)]  # of a column, see UpLeftPixel.kept
+    width, batch, filters = before.first.shape
+    channels = weights.first.ul_left.shape[0]
+    known = before._replace(
+        inputs=[tf.transpose(rows, [1, 0, 2, 3]) for rows in before.inputs],  # [w, L, B, F]
+        outputs=[tf.transpose(rows, [1, 0, 2, 3]) for rows in before.outputs],
+    )
 
-    def array(*shape: int) -> tf.TensorArray:
-        return tf.TensorArray(tf.float32, groups, element_shape=[shape[0], before.first.shape[1], shape[1]])
+    def four_columns(first: tf.Tensor, left: list, right: list, drawn: tf.Tensor, done: list, pixels: tf.TensorArray):
+        left, right, done = list(left), list(right), list(done)
+        for index, column_due in enumerate(DUE):
+            levels, column = min(due, column_due), first + index
+            # Of the next coarser level, if it is not due: from the row above, or else from a column to the left.
+            upsized = [tf.gather(rows, column // 2 ** (due - 1)) for rows in before.upsized]
+            upsized = upsized if levels == due else right[levels - 1 : levels]
+            new, right[: levels - 1], drawn = pixel(
+                weights.of_pixel(levels), known.of_levels(levels, upsized), left[:levels], drawn, row, column, numbers
+            )
+            left[:levels] = new
+            for level, features in enumerate(new):
+                done[level] = done[level].write(column // 2**level, features)
+            pixels = pixels.write(column, drawn)
+        return first + GROUP, left, right, drawn, done, pixels
 
-    def four_columns(group: tf.Tensor, left: list, pixel: tf.Tensor, features: list, pixels: tf.TensorArray) -> tuple:
-        at = tf.nest.map_structure(lambda rows: tf.unstack(tf.gather(rows, group)), known)
-        beside = Left(
-            features=[tf.unstack(concat_elu(column[:slot])) for column, slot in zip(left, slots, strict=True)],
-            tops=[column[slot] for column, slot in zip(left, slots, strict=True)],
-            upsized=[None] * len(slots),
-        )
-        new, drawn = draw_four(weights, at, beside, pixel, lambda parameters, c: draw(parameters, GROUP * group + c))
-        return (
-            group + 1,
-            [level[-count:] for level, count in zip(new, kept, strict=True)],
-            drawn[-1],
-            [level.write(group, rows) for level, rows in zip(features, new, strict=True)],
-            pixels.write(group, drawn),
-        )
+    def zeros(*shape: int) -> tf.Tensor:
+        return tf.zeros([*shape[:-1], tf.shape(before.first)[1], shape[-1]])
 
-    _, _, _, features, pixels = tf.while_loop(
-        lambda group, *_: group < groups,
+    def array(count: int, *shape: int) -> tf.TensorArray:
+        return tf.TensorArray(tf.float32, count, element_shape=[*shape[:-1], batch, shape[-1]])
+
+    *_, done, pixels = tf.while_loop(
+        lambda first, *_: first < width,
         four_columns,
         [
             tf.constant(0),
-            [tf.zeros([count, batch, filters]) for count in kept],
-            tf.zeros([batch, channels]),
-            [array(count * (GROUP >> level), filters) for level, count in enumerate(kept)],
-            array(GROUP, channels),
+            [zeros(count, filters) for count in kept],
+            [zeros(filters)] * (due - 1),
+            zeros(channels),
+            [array(width >> level, count, filters) for level, count in enumerate(kept)],
+            array(width, channels),
         ],
         parallel_iterations=1,
     )
-    rows = []
-    for level, count in enumerate(kept):
-        columns = tf.reshape(features[level].stack(), [width >> level, count, -1, filters])
-        rows.append(tf.transpose(columns, [1, 0, 2, 3]))
+    rows = [tf.transpose(level.stack(), [1, 0, 2, 3]) for level in done]  # [kept, w, B, F]
     return UpLeftDone(
         features=[level[:slot] for level, slot in zip(rows, slots, strict=True)],
         tops=[level[slot] for level, slot in zip(rows, slots, strict=True)],
         coarse=[level[-1] for level in rows[1:]],
-        pixels=pixels.concat(),
+        pixels=pixels.stack(),
     )
 
 
-def _grouped(rows: tf.Tensor, groups: int) -> tf.Tensor:
-    """[w, B, N] or [L, w, B, N], of which the blocks of a column come together -> [W / 4, 4 w / W or 4 w / W L, B, N]."""
-    if rows.shape.rank == 4:
-        rows = tf.transpose(rows, [1, 0, 2, 3])
-    per_group = rows.shape[:-2].num_elements() // groups
-    return tf.reshape(rows, [groups, per_group, -1, rows.shape[-1]])
-
-
-def draw_four(
+def run_pixel(
+    draw: Draw,
     weights: FoldedWeights,
-    at: BeforeRow,
-    left: Left,
-    pixel: tf.Tensor,
-    draw: Callable[[tf.Tensor, int], tf.Tensor],
-) -> tuple[list[tf.Tensor], tf.Tensor]:
-    """Draws four pixels.
+    known: Before,
+    left: list[tf.Tensor],
+    drawn: tf.Tensor,
+    row: tf.Tensor,
+    column: tf.Tensor,
+    numbers: tuple[Any, ...],
+) -> tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor]:
+    """Draws a pixel.
 
     Args:
-      at: of the group's columns, lists of [B, ...] in place of rows.
-      left: of the column to the left of the group.
-      pixel: the pixel there, [B, C].
-      draw: of parameters and column of the group.
+      weights, known: of the levels that are due. `known` is of the whole row, [w, B, F] and [w, L, B, F], but for
+        `upsized`, [B, F].
+      left: what is kept of the column to the left, by level; see `UpLeftPixel.kept`.
+      drawn: the pixel to the left, [B, C].
+      row, column: int32 scalars.
 
     Returns:
-      By level, what is kept of the columns that are due, one after the other; the pixels, [4, B, C].
+      What is kept of this column, by level; what the column to the right has from the next coarser level, by level; the
+      pixel, [B, C].
     """
-    due = len(at.inputs)
-    features: list[list[tf.Tensor]] = [[] for _ in range(due)]
-    pixels = []
-    for column, column_due in enumerate(DUE):
-        ul = pixel_stream(weights, at, left, column, min(due, column_due))
-        x = ul.run(at.first[column] + product(pixel, weights.first.ul_left))
-        parameters = product(tf.nn.elu(x), weights.head) + weights.head_bias
-        pixel = tf.ensure_shape(draw(parameters, column), pixel.shape)
-        pixels.append(pixel)
-        left = ul.after
-        for level, top in enumerate(ul.tops):
-            features[level] += [*ul.inputs[level], *ul.hidden[level], top, *ul.coarse[level]]
-    return [tf.stack(level) for level in features], tf.stack(pixels)
-
-
-def pixel_stream(weights: FoldedWeights, at: BeforeRow, left: Left, column: int, due: int) -> UpLeftPixel:
-    """`ul` at a column of a group; arguments as in `draw_four`.
-
-    Args:
-      due: how many levels are, at this row and column.
-    """
-
-    def blocks(known: list[list[tf.Tensor]]) -> list[list[tf.Tensor]]:
-        taken = []
-        for level, stream in enumerate(weights.ul[:due]):
-            first = (column >> level) * len(stream.inputs)
-            taken.append(known[level][first : first + len(stream.inputs)])
-        return taken
-
-    upsized = None
-    if due < LEVELS:  # the next coarser level was due in an earlier row, or else at an earlier column
-        upsized = at.upsized[0][column >> (due - 1)] if due == len(at.inputs) else left.upsized[due - 1]
-    downsized = [at.downsized[level][column >> (level + 1)] for level in range(due - 1)]
-    return UpLeftPixel(weights, blocks(at.inputs), blocks(at.outputs), downsized, upsized, left)
+    first, inputs, outputs = (
+        [tf.gather(rows, column // 2**level) for level, rows in enumerate(levels)]
+        for levels in ([known.first], known.inputs, known.outputs)
+    )
+    downsized = [tf.gather(rows, column // 2 ** (level + 1)) for level, rows in enumerate(known.downsized)]
+    here = Before(first[0] + product(drawn, weights.first.ul_left), inputs, outputs, downsized, known.upsized)
+    ul = UpLeftPixel(weights.ul, weights.between, here, left)
+    parameters = product(tf.nn.elu(ul.run()), weights.head) + weights.head_bias
+    pixel = tf.ensure_shape(draw(parameters, row, column, *numbers), drawn.shape)
+    return [ul.kept(level) for level in range(len(left))], ul.right, pixel

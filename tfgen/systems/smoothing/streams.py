@@ -11,12 +11,14 @@ Letters as in `pixelcnn` and `folded_weights`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfgen.systems.smoothing.folded_weights import BetweenLevels, FoldedWeights, Known, StreamWeights
+from tfgen.ops.traced import traced_once
+from tfgen.systems.smoothing.folded_weights import BetweenLevels, Known, StreamWeights
 from tfgen.systems.smoothing.pixelcnn import LEVELS, concat_elu
 
 # Arithmetic of rows ----------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ def below_coarse_ul(coarse: tf.Tensor, between: BetweenLevels, row: int) -> tf.T
     return interleaved(*tf.split(spread, 2, axis=-1)) + between.up_ul_bias
 
 
-class BeforeRow(NamedTuple):
+class Before(NamedTuple):
     """What a stream knows before a row begins; lists are by level, of the levels that are due.
 
     Attributes:
@@ -77,6 +79,10 @@ class BeforeRow(NamedTuple):
     outputs: list[tf.Tensor]
     downsized: list[tf.Tensor]
     upsized: list[tf.Tensor]
+
+    def of_levels(self, due: int, upsized: list[tf.Tensor]) -> Before:
+        """Of the finest levels only."""
+        return Before(self.first, self.inputs[:due], self.outputs[:due], self.downsized[: due - 1], upsized)
 
 
 def before_row_of_blocks(known: Known, read: list[tf.Tensor], skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -109,15 +115,44 @@ def _products(rows: tf.Tensor, matrices: tf.Tensor) -> tf.Tensor:
 # Streams ---------------------------------------------------------------------------------------------------
 
 
+def residual_block(
+    x: tf.Tensor,
+    skip: tf.Tensor | None,
+    columns: list[Callable[[tf.Tensor], list[tf.Tensor]]],
+    matrices: list[tf.Tensor],
+    known: list[tf.Tensor],
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`pixelcnn.GatedResnet` in one row, where everything but the row itself is known.
+
+    Args:
+      x: [..., F].
+      skip: of the same stream, [..., F], or None.
+      columns: of `conv_input` and `conv_out`, from concat_elu of features to the columns that the kernel reads.
+      matrices: of the same.
+      known: what the same take from before the row, [..., F] and [..., 2 F].
+
+    Returns:
+      The hidden features before `conv_out`, and the output, [..., F].
+    """
+    read = columns[0](concat_elu(x))
+    if skip is not None:
+        read = [*read, concat_elu(skip)]
+    hidden = product(tf.concat(read, axis=-1), matrices[0]) + known[0]
+    out = product(tf.concat(columns[1](concat_elu(hidden)), axis=-1), matrices[1]) + known[1]
+    values, gates = tf.split(out, 2, axis=-1)
+    return hidden, x + values * tf.sigmoid(gates)
+
+
+_row_block = traced_once(residual_block)  # a row has as many operations for each block as a pixel, which are many
+
+
 class Stream(abc.ABC):
     """A stream at the positions that are computed together, features [..., F].
 
     Args:
-      stream: weights of its blocks, by level.
-      between: weights of the layers between levels.
-      known_inputs, known_outputs: what `conv_input` and `conv_out` of each block take from before the row, by level and
-        block, [..., F] and [..., 2 F].
-      upsized: of the coarsest level due, from an earlier row or pixel; None if all levels are due.
+      blocks: weights of its residual blocks, by level that is due.
+      between: weights of the layers between these levels.
+      before: what is known, each at these positions: without an axis of columns for a pixel.
 
     Attributes:
       inputs, hidden: features before `conv_input` and before `conv_out`, by level and block.
@@ -126,32 +161,21 @@ class Stream(abc.ABC):
       coarse: last features of the way down, by level; nothing for the finest.
     """
 
-    def __init__(
-        self,
-        stream: list[StreamWeights],
-        between: list[BetweenLevels],
-        known_inputs: Sequence[Sequence[tf.Tensor]],
-        known_outputs: Sequence[Sequence[tf.Tensor]],
-        upsized: tf.Tensor | None = None,
-    ):
-        self.stream, self.between = stream, between
-        self.known_inputs, self.known_outputs, self.upsized = known_inputs, known_outputs, upsized
-        levels = range(len(known_inputs))
-        self.inputs: list[list[tf.Tensor]] = [[] for _ in levels]
-        self.hidden: list[list[tf.Tensor]] = [[] for _ in levels]
-        self.outputs: list[list[tf.Tensor]] = [[] for _ in levels]
+    def __init__(self, blocks: list[StreamWeights], between: list[BetweenLevels], before: Before):
+        self.blocks, self.between, self.before = blocks, between, before
+        self.known = [
+            [list(block) for block in zip(tf.unstack(inputs), tf.unstack(outputs), strict=True)]
+            for inputs, outputs in zip(before.inputs, before.outputs, strict=True)
+        ]
+        self.inputs: list[list[tf.Tensor]] = [[] for _ in blocks]
+        self.hidden: list[list[tf.Tensor]] = [[] for _ in blocks]
+        self.outputs: list[list[tf.Tensor]] = [[] for _ in blocks]
         self.tops: list[tf.Tensor] = []
-        self.coarse: list[list[tf.Tensor]] = [[] for _ in levels]
-        self._elu: dict = {}
+        self.coarse: list[list[tf.Tensor]] = [[] for _ in blocks]
 
     @abc.abstractmethod
-    def read(self, level: int, slot: int, features: tf.Tensor) -> list[tf.Tensor]:
-        """Columns of the row that a kernel reads.
-
-        Args:
-          slot: which features of the level, 0 to 2 L - 1: inputs of the blocks, then hidden ones.
-          features: concat_elu of them, at the positions themselves.
-        """
+    def residual(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        """`residual_block` number `index` of a level."""
 
     @abc.abstractmethod
     def downsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
@@ -161,49 +185,41 @@ class Stream(abc.ABC):
     def upsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
         """To features of `level` from the next coarser one."""
 
-    def run(self, first: tf.Tensor) -> tf.Tensor:
-        """From the features of the first layer to the last ones, up and down through the levels that are due."""
-        due = len(self.known_inputs)
-        up_blocks = len(self.stream[-1].inputs) // 2
-        x, skips = first, []
+    def run(self) -> tf.Tensor:
+        """The last features: up through the levels that are due, and down again."""
+        due, up_blocks = len(self.blocks), len(self.blocks[0].inputs) // 2
+        x, skips = self.before.first, []
         for level in range(due):
             if level:
                 x = self.downsize(level - 1, x)
             kept = [x]
             for index in range(up_blocks):
-                x = self.block(level, index, x)
+                x = self._block(level, index, x)
                 kept.append(x)
             self.tops.append(x)
             skips.append(kept)
-        x = skips[-1].pop() if due == LEVELS else self.upsized
+        x = skips[-1].pop() if due == LEVELS else self.before.upsized[0]
         for level in reversed(range(due)):
-            for index in range(up_blocks, len(self.stream[level].inputs)):
-                x = self.block(level, index, x, skips[level].pop())
+            for index in range(up_blocks, len(self.known[level])):
+                x = self._block(level, index, x, skips[level].pop())
             if level:
                 self.coarse[level].append(x)
                 x = self.upsize(level - 1, x)
         return x
 
-    def block(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None = None) -> tf.Tensor:
-        """`pixelcnn.GatedResnet`; `skip` is that of the stream itself."""
-        weights = self.stream[level]
-        read = self.read(level, index, self._concat_elu(x))
-        if skip is not None:
-            read = [*read, self._concat_elu(skip)]
-        hidden = product(tf.concat(read, axis=-1), weights.inputs[index]) + self.known_inputs[level][index]
-        read = self.read(level, len(weights.inputs) + index, concat_elu(hidden))
-        out = product(tf.concat(read, axis=-1), weights.outputs[index]) + self.known_outputs[level][index]
-        values, gates = tf.split(out, 2, axis=-1)
+    def kept(self, level: int) -> tf.Tensor:
+        """Inputs and hidden features of the blocks, [2 L, ..., F]."""
+        return tf.stack([*self.inputs[level], *self.hidden[level]])
+
+    def _block(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None = None) -> tf.Tensor:
+        hidden, out = self.residual(level, index, x, skip)
         self.inputs[level].append(x)
         self.hidden[level].append(hidden)
-        self.outputs[level].append(x + values * tf.sigmoid(gates))
-        return self.outputs[level][-1]
+        self.outputs[level].append(out)
+        return out
 
-    def _concat_elu(self, x: tf.Tensor) -> tf.Tensor:
-        """Computed once for features that are the input of one block and the skip of another."""
-        if x.ref() not in self._elu:
-            self._elu[x.ref()] = concat_elu(x)
-        return self._elu[x.ref()]
+    def _matrices(self, level: int, index: int) -> list[tf.Tensor]:
+        return [self.blocks[level].inputs[index], self.blocks[level].outputs[index]]
 
 
 class UpRow(Stream):
@@ -216,13 +232,18 @@ class UpRow(Stream):
       below: what the row below has from the next coarser level, by level, [w, B, F].
     """
 
-    def __init__(self, weights: FoldedWeights, before: BeforeRow, tops_above: list[tf.Tensor]):
-        known = [tf.unstack(x) for x in before.inputs], [tf.unstack(x) for x in before.outputs]
-        super().__init__(weights.u, weights.between, *known, *before.upsized)
-        self.tops_above, self.below = tops_above, {}
+    def __init__(
+        self,
+        blocks: list[StreamWeights],
+        between: list[BetweenLevels],
+        before: Before,
+        tops_above: list[tf.Tensor],
+    ):
+        super().__init__(blocks, between, before)
+        self.tops_above, self.below = tops_above, list(tops_above)
 
-    def read(self, level: int, slot: int, features: tf.Tensor) -> list[tf.Tensor]:
-        return with_neighbours(features)
+    def residual(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return _row_block(x, skip, [with_neighbours] * 2, self._matrices(level, index), self.known[level][index])
 
     def downsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
         between = self.between[level]
@@ -237,8 +258,7 @@ class UpRow(Stream):
         rows = []
         for row in tf.split(product(x, between.up_u), 2, axis=-1):
             left, centre, right = tf.split(row, 3, axis=-1)  # what goes to columns 2 j - 1, 2 j, 2 j + 1
-            right += with_neighbours(left)[2]
-            rows.append(interleaved(centre, right) + between.up_u_bias)
+            rows.append(interleaved(centre, right + with_neighbours(left)[2]) + between.up_u_bias)
         self.below[level] = rows[1]
         return rows[0]
 
@@ -246,71 +266,54 @@ class UpRow(Stream):
 class UpLeftRow(Stream):
     """A row of `ul` of which all pixels are known."""
 
-    def __init__(self, weights: FoldedWeights, before: BeforeRow):
-        known = [tf.unstack(x) for x in before.inputs], [tf.unstack(x) for x in before.outputs]
-        super().__init__(weights.ul, weights.between, *known, *before.upsized)
-        self.downsized = before.downsized
-
-    def read(self, level: int, slot: int, features: tf.Tensor) -> list[tf.Tensor]:
-        return with_left(features)
+    def residual(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        return _row_block(x, skip, [with_left] * 2, self._matrices(level, index), self.known[level][index])
 
     def downsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
-        return product(left_and_even(x), self.between[level].down_ul) + self.downsized[level]
+        return product(left_and_even(x), self.between[level].down_ul) + self.before.downsized[level]
 
     def upsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
         return below_coarse_ul(x, self.between[level], 0)
-
-
-class Left(NamedTuple):
-    """What a pixel reads of those to the left of it; lists are by level.
-
-    Attributes:
-      features: concat_elu of the inputs and hidden features of the blocks, 2 L of [B, 2 F].
-      tops: last features of the way up, [B, F].
-      upsized: of levels 0 and 1, what the last pixel of the next coarser level left for this column, [B, F].
-    """
-
-    features: list[list[tf.Tensor]]
-    tops: list[tf.Tensor]
-    upsized: list[tf.Tensor | None]
 
 
 class UpLeftPixel(Stream):
     """`ul` at one pixel.
 
     Args:
-      downsized: by level, [B, F].
-      left: of the column to the left, of each level; `after` is that of the next column.
+      left: of the column to the left, by level, what `kept` gave.
+
+    Attributes:
+      right: what the column to the right has from the next coarser level, by level, [B, F].
     """
 
     def __init__(
-        self,
-        weights: FoldedWeights,
-        known_inputs: list[list[tf.Tensor]],
-        known_outputs: list[list[tf.Tensor]],
-        downsized: list[tf.Tensor],
-        upsized: tf.Tensor | None,
-        left: Left,
+        self, blocks: list[StreamWeights], between: list[BetweenLevels], before: Before, left: list[tf.Tensor]
     ):
-        super().__init__(weights.ul, weights.between, known_inputs, known_outputs, upsized)
-        self.downsized, self.left = downsized, left
-        self.after = Left([list(level) for level in left.features], list(left.tops), list(left.upsized))
+        super().__init__(blocks, between, before)
+        self.left = left
+        self.left_features = [tf.unstack(concat_elu(column)) for column in left]
+        self.right: list[tf.Tensor] = []
 
-    def read(self, level: int, slot: int, features: tf.Tensor) -> list[tf.Tensor]:
-        self.after.features[level][slot] = features
-        return [self.left.features[level][slot], features]
+    def residual(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        slots = (index, len(self.known[level]) + index)
+        columns = [functools.partial(_beside, self.left_features[level][slot]) for slot in slots]
+        return residual_block(x, skip, columns, self._matrices(level, index), self.known[level][index])
 
     def downsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
-        read = tf.concat([self.left.tops[level], x], axis=-1)
-        return product(read, self.between[level].down_ul) + self.downsized[level]
+        top = self.left[level][2 * len(self.known[level])]
+        product_of_both = product(tf.concat([top, x], axis=-1), self.between[level].down_ul)
+        return product_of_both + self.before.downsized[level]
 
     def upsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
-        between = self.between[level]
-        here, right = tf.split(product(x, between.up_ul[0]), 2, axis=-1)
-        self.after.upsized[level] = right + between.up_ul_bias
-        return here + between.up_ul_bias
+        bias = self.between[level].up_ul_bias
+        here, right = tf.split(product(x, self.between[level].up_ul[0]), 2, axis=-1)
+        self.right.insert(0, right + bias)  # coarser levels come first
+        return here + bias
 
-    def run(self, first: tf.Tensor) -> tf.Tensor:
-        x = super().run(first)
-        self.after.tops[: len(self.tops)] = self.tops
-        return x
+    def kept(self, level: int) -> tf.Tensor:
+        """Also the last features of the way up and, below the finest level, down: [2 L + 1 or 2 L + 2, B, F]."""
+        return tf.stack([*self.inputs[level], *self.hidden[level], self.tops[level], *self.coarse[level]])
+
+
+def _beside(left: tf.Tensor, features: tf.Tensor) -> list[tf.Tensor]:
+    return [left, features]
