@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfgen.ops.convolution import causal_convolution
 from tfgen.randomness import Key, host_generator
 
 LEVELS = 3
@@ -53,6 +54,8 @@ def down_shifted(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int =
       [B, h / stride, w / stride, out].
     """
     height, width = kernel.shape[:2]
+    if stride == 1 and (height, width) == (2, 3):
+        return causal_convolution(x, kernel, bias)
     side = (width - 1) // 2
     padding = [[0, 0], [height - 1, 0], [side, side], [0, 0]]
     return tf.nn.bias_add(tf.nn.conv2d(x, kernel, stride, padding), bias)
@@ -61,6 +64,8 @@ def down_shifted(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int =
 def down_right_shifted(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int = 1) -> tf.Tensor:
     """Convolution that reads the pixel itself and pixels above and left of it; shapes as in `down_shifted`."""
     height, width = kernel.shape[:2]
+    if stride == 1 and (height, width) == (2, 2):
+        return causal_convolution(x, kernel, bias)
     padding = [[0, 0], [height - 1, 0], [width - 1, 0], [0, 0]]
     return tf.nn.bias_add(tf.nn.conv2d(x, kernel, stride, padding), bias)
 
