@@ -31,7 +31,7 @@ CASES = {
         "--learn_sigma=True", "--dropout=0.3", "--diffusion_steps=4000", "--noise_schedule=cosine", "--batch_size=8",
     ],
     "diffusion_cifar10": ["--system=diffusion", "--hps=cifar10", "--batch_size=8"],
-    # Configuration of the reference timing of the original PixelCNN++ (two threads): 1,423,240 parameters.
+    # Configuration of the reference timing of the original PixelCNN++ (two threads): 1,519,320 parameters.
     "smoothing_reference": [
         "--system=smoothing", "--dataset=CIFAR10", "--nr_resnet=2", "--nr_filters=40", "--nr_logistic_mix=10",
         "--batch_size=8",

@@ -98,7 +98,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - log_sum_exp(x)[:, np.newaxis]
 
 
-@pytest.mark.parametrize("iterations", [1, 2, 5, 6, 7, 15, 20, 30])
+@pytest.mark.parametrize("iterations", [1, 2, 4, 5, 6, 7, 15, 20, 30])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("clip", [True, False])
 def test_the_grid_is_searched_as_one_halving_at_a_time_does(iterations, channels, clip):
@@ -155,11 +155,11 @@ def test_shapes_may_be_unknown_but_for_the_last_axis():
 
 
 def test_one_pixel_takes_few_operations():
-    """Where pixels are drawn one by one, their number is the time: 240 of one RGB pixel with 20 iterations."""
+    """Where pixels are drawn one by one, their number is the time. One halving at a time needs 2,400."""
     signature = [tf.TensorSpec([1, size], tf.float32) for size in (100, 3)]
     draw = tf.function(lambda *given: ms.inverse_cdf(*given, False, 20), input_signature=signature)
     operations = draw.get_concrete_function().graph.get_operations()
-    assert sum(operation.type != "Const" for operation in operations) < 260
+    assert sum(operation.type != "Const" for operation in operations) < 250
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 6, 11, 12])

@@ -1,3 +1,3 @@
 """Checkers of the smoothing recordings."""
 
-from tests.parity.smoothing import likelihood, samplers  # noqa: F401  (registration)
+from tests.parity.smoothing import data, layers, likelihood, network, samplers, train  # noqa: F401  (registration)

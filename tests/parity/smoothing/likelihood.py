@@ -41,12 +41,13 @@ def within(case: Case, name: str, actual: np.ndarray, relative: float, absolute:
     case.close(name, actual / allowed, 1.0, expected=recorded / allowed)
 
 
-@tf.function
 def evaluate(parameters: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
     """Log-likelihood [B, H, W], minus its sum, and the gradients of that by parameters and by target."""
-    log_likelihood = log_density(parameters, target)
-    loss = -tf.reduce_sum(log_likelihood)
-    return log_likelihood, loss, *tf.gradients(loss, [parameters, target])
+    with tf.GradientTape() as tape:
+        tape.watch([parameters, target])
+        log_likelihood = log_density(parameters, target)
+        loss = -tf.reduce_sum(log_likelihood)
+    return log_likelihood, loss, *tape.gradient(loss, [parameters, target])
 
 
 def channels_last(images: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from tfgen.data.source import ImageSpec
 from tfgen.systems.smoothing import data, published
 from tfgen.systems.smoothing.config import Config, Stage
 from tfgen.systems.smoothing.denoise import denoise
-from tfgen.systems.smoothing.pixelcnn import PixelCNN, shifted_down, shifted_right
+from tfgen.systems.smoothing.pixelcnn import PixelCNN, below_zeros, right_of_zeros
 from tfgen.systems.smoothing.system import DistributionSmoothing
 
 # Advised in the description of the recordings.
@@ -22,7 +22,7 @@ DENOISED, SCORE_RELATIVE, SCORE_ABSOLUTE, FULL = 2e-5, 1e-4, 2e-4, 1e-3
 EXACT = 1e-6
 
 # What the original's first layers do after their convolutions.
-_SHIFTS = {"u_init": shifted_down, "ul_init.0": shifted_down, "ul_init.1": shifted_right}
+_SHIFTS = {"u_init": below_zeros, "ul_init.0": below_zeros, "ul_init.1": right_of_zeros}
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:

@@ -52,8 +52,8 @@ def check(case: Case) -> None:
     rates = trainer.recipe.learning_rate(tf.constant(np.arange(steps + 1), tf.int64))
     # The schedule's float32 rate, beside the recorded float64 one.
     case.close("lrs", rates, np.finfo(np.float32).eps, relative=True)
-    check_from_recorded_gradients(case, trainer, steps)
-    check_from_own_gradients(case, Trainer(case), steps)
+    check_steps(case, trainer, steps)
+    check_first_update(case, Trainer(case))
 
 
 def within(case: Case, name: str, actual: np.ndarray, expected: np.ndarray, parts: tuple[float, float]) -> None:
@@ -62,13 +62,17 @@ def within(case: Case, name: str, actual: np.ndarray, expected: np.ndarray, part
     case.close(name, error, 1.0, expected=np.zeros_like(error))
 
 
-def check_from_recorded_gradients(case: Case, trainer: Trainer, steps: int) -> None:
-    """Optimizer and averages alone, fed with the recorded gradients, which are those of sums."""
+def check_steps(case: Case, trainer: Trainer, steps: int) -> None:
+    """Every pass from where the recorded updates lead, and optimizer and averages, fed with the recorded gradients.
+
+    Those are gradients of sums over the batch; so are the recorded moments.
+    """
     adam = case.json("config")["adam"]
     optimizer = AdamW(*adam["betas"], epsilon=adam["eps"])
     variables = trainer.system.network.trainable_variables
     optimizer.build(variables)
     for step in range(steps):
+        check_pass(case, trainer, step)
         gradients = [tf.constant(item.to_ours(case[f"step{step}/grad/{item.name}"])) for item in trainer.named]
         optimizer.apply(gradients, trainer.recipe.learning_rate(tf.constant(step, tf.int64)))
         trainer.state.averages[0].update()
@@ -85,49 +89,43 @@ def check_from_recorded_gradients(case: Case, trainer: Trainer, steps: int) -> N
             case.close(name, moments[index].numpy(), tolerance, expected=recorded)
 
 
-def check_from_own_gradients(case: Case, trainer: Trainer, steps: int) -> None:
-    """Whole steps: noise, network with dropout, loss, gradients and update."""
+def check_pass(case: Case, trainer: Trainer, step: int) -> list[tf.Tensor]:
+    """Noise, network with dropout, loss and gradients; returns the gradients of the sum over the batch."""
     system, config = trainer.system, trainer.config
-    variables, batch = system.network.trainable_variables, trainer.config["batch"]
-    for step in range(steps):
-        scaled = data.scaled(channels_last(case[f"step{step}/image_u8"]))
-        noisy = scaled + config["noise"] * channels_last(case[f"step{step}/randn0"])
-        smoothed, target = None, noisy
-        if system.stage is Stage.REVERSE:
-            smoothed, target = noisy, scaled + config["clean_noise"] * channels_last(case[f"step{step}/randn1"])
-        inputs = target if smoothed is None else tf.concat([smoothed, target], axis=1)
-        case.close(f"step{step}/net_input", channels_first(inputs), EXACT)
-        with tf.GradientTape() as tape:
-            parameters = system.parameters(target, smoothed, masks(case, system, step))
-            nats = -tf.reduce_sum(system.density(parameters, target))
-        case.close(f"step {step}: loss", nats, LOSS, expected=case["losses"][step], relative=True)
-        gradients = tape.gradient(nats, variables)
-        if step == 0:  # the later ones start from weights that rounding has moved
-            case.close(f"step{step}/net_out", channels_first(parameters), OUTPUT)
-            for item, gradient in zip(trainer.named, gradients, strict=True):
-                recorded = item.to_ours(case[f"step{step}/grad/{item.name}"])
-                gradient_close(case, f"own step{step}/grad/{item.name}", gradient, recorded)
-        else:
-            scale = float(np.abs(case[f"step{step}/net_out"]).max())
-            case.close(
-                f"step{step}/net_out", channels_first(parameters), OWN_UPDATE_OF_RATE * config["lr"] * scale * 50
-            )
-        # As the loop does it: the gradient of the mean over images.
-        rate = trainer.recipe.learning_rate(tf.constant(step, tf.int64))
-        trainer.state.optimizer.apply([gradient / batch for gradient in gradients], rate)
-        if step == 0:
-            check_first_update(case, trainer, [gradient.numpy() for gradient in gradients])
+    scaled = data.scaled(channels_last(case[f"step{step}/image_u8"]))
+    noisy = scaled + config["noise"] * channels_last(case[f"step{step}/randn0"])
+    smoothed, target = None, noisy
+    if system.stage is Stage.REVERSE:
+        smoothed, target = noisy, scaled + config["clean_noise"] * channels_last(case[f"step{step}/randn1"])
+    inputs = target if smoothed is None else tf.concat([smoothed, target], axis=1)
+    case.close(f"step{step}/net_input", channels_first(inputs), EXACT)
+    with tf.GradientTape() as tape:
+        parameters = system.parameters(target, smoothed, masks(case, system, step))
+        nats = -tf.reduce_sum(system.density(parameters, target))
+    case.close(f"step{step}/net_out", channels_first(parameters), OUTPUT)
+    case.close(f"step {step}: loss", nats, LOSS, expected=case["losses"][step], relative=True)
+    gradients = tape.gradient(nats, system.network.trainable_variables)
+    for item, gradient in zip(trainer.named, gradients, strict=True):
+        name = f"step{step}/grad/{item.name}"
+        gradient_close(case, name, gradient, item.to_ours(case[name]))
+    return gradients
 
 
-def check_first_update(case: Case, trainer: Trainer, gradients: list[np.ndarray]) -> None:
+def check_first_update(case: Case, trainer: Trainer) -> None:
+    """The update by our own gradients, of means over the batch as the loop has them."""
+    gradients = check_pass(case, trainer, 0)
+    trainer.state.optimizer.apply(
+        [gradient / trainer.config["batch"] for gradient in gradients],
+        trainer.recipe.learning_rate(tf.constant(0, tf.int64)),
+    )
     rate = trainer.config["lr"]
     for item, gradient in zip(trainer.named, gradients, strict=True):
         name = f"step0/param/{item.name}"
         if name not in case:
             continue
-        recorded, actual = item.to_ours(case[name]), item.variable.numpy()
+        recorded, actual, size = item.to_ours(case[name]), item.variable.numpy(), np.abs(gradient)
         case.close(f"own {name}", actual, OWN_UPDATE_OF_RATE * rate, expected=recorded)
-        large = np.abs(gradient) > LARGE_GRADIENT * np.abs(gradient).max()
+        large = size > LARGE_GRADIENT * size.max()
         case.close(f"own {name}, large gradients", actual, LARGE_UPDATE_OF_RATE * rate, expected=recorded, where=large)
 
 

@@ -24,6 +24,7 @@ from tfgen.ops.convolution import causal_convolution
 from tfgen.randomness import Key, host_generator
 
 LEVELS = 3
+PIXELS_DIVISOR = 2 ** (LEVELS - 1)  # sides are halved twice
 
 # Arithmetic ------------------------------------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ def down_shifted(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int =
         return causal_convolution(x, kernel, bias)
     side = (width - 1) // 2
     padding = [[0, 0], [height - 1, 0], [side, side], [0, 0]]
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, stride, padding), bias)
+    return _valid(x, kernel, bias, stride, padding)
 
 
 def down_right_shifted(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int = 1) -> tf.Tensor:
@@ -67,7 +68,12 @@ def down_right_shifted(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride:
     if stride == 1 and (height, width) == (2, 2):
         return causal_convolution(x, kernel, bias)
     padding = [[0, 0], [height - 1, 0], [width - 1, 0], [0, 0]]
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, stride, padding), bias)
+    return _valid(x, kernel, bias, stride, padding)
+
+
+def _valid(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int, padding: list[list[int]]) -> tf.Tensor:
+    # Padded by itself: with a padding that differs between sides, gradients would take TensorFlow's slow form.
+    return tf.nn.bias_add(tf.nn.conv2d(tf.pad(x, padding), kernel, stride, "VALID"), bias)
 
 
 def down_shifted_transposed(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
@@ -96,12 +102,22 @@ def _transposed(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, padding: str |
 
 def shifted_down(x: tf.Tensor) -> tf.Tensor:
     """Row i becomes row i + 1; the first row is exactly 0, without a bias."""
-    return tf.pad(x[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
+    return below_zeros(x[:, :-1])
 
 
 def shifted_right(x: tf.Tensor) -> tf.Tensor:
     """Column j becomes column j + 1; the first column is exactly 0, without a bias."""
-    return tf.pad(x[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
+    return right_of_zeros(x[:, :, :-1])
+
+
+def below_zeros(x: tf.Tensor) -> tf.Tensor:
+    """With a row of zeros above."""
+    return tf.pad(x, [[0, 0], [1, 0], [0, 0], [0, 0]])
+
+
+def right_of_zeros(x: tf.Tensor) -> tf.Tensor:
+    """With a column of zeros to the left."""
+    return tf.pad(x, [[0, 0], [0, 0], [1, 0], [0, 0]])
 
 
 def with_ones(images: tf.Tensor) -> tf.Tensor:
@@ -328,8 +344,9 @@ class PixelCNN(tf.keras.Model):
     def features(self, images: tf.Tensor, masks: dict[str, tf.Tensor] | None = None) -> tf.Tensor:
         """The last features of `ul`, [B, H, W, F]; arguments as in `call`."""
         x = with_ones(images)
-        u = shifted_down(self.u_init(x))
-        ul = shifted_down(self.ul_init[0](x)) + shifted_right(self.ul_init[1](x))
+        # Shifted down and right, but for the rows and columns that the shifts would throw away.
+        u = below_zeros(self.u_init(x[:, :-1]))
+        ul = below_zeros(self.ul_init[0](x[:, :-1])) + right_of_zeros(self.ul_init[1](x[:, :, :-1]))
         u_skips, ul_skips = [u], [ul]
 
         def run(block: GatedResnet, x: tf.Tensor, *skips: tf.Tensor) -> tf.Tensor:

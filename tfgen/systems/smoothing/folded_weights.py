@@ -1,0 +1,188 @@
+"""The weights of PixelCNN++ as incremental sampling uses them: normalised once, and as matrices.
+
+A 2-row kernel becomes two matrices: what it reads in the row above, of which all columns are known before a row
+begins, and what it reads in its own row. A matrix has one row of weights for each tap and input channel, taps from left
+to right. Letters as in `pixelcnn`; L residual blocks of a stream at a level, first those of the way up, then those of
+the way down; t columns that a kernel reads, 3 for `u` and 2 for `ul`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfgen.systems.smoothing.pixelcnn import LEVELS, GatedResnet, PixelCNN
+
+
+class Known(NamedTuple):
+    """What the blocks of a stream read of what is known before the row begins, stacked over blocks.
+
+    Attributes:
+      inputs: [L, t 2 F, F] of `conv_input`; for `ul` [L, t 2 F + 2 F, F], the last 2 F for `u` at the position itself.
+      inputs_bias: [L, 1, 1, F], of `conv_input` and `nin_skip`.
+      outputs: [L, t 2 F, 2 F] of `conv_out`.
+      outputs_bias: [L, 1, 1, 2 F].
+    """
+
+    inputs: tf.Tensor
+    inputs_bias: tf.Tensor
+    outputs: tf.Tensor
+    outputs_bias: tf.Tensor
+
+
+class StreamWeights(NamedTuple):
+    """The residual blocks of a stream at one level.
+
+    Attributes:
+      known: see there.
+      inputs: L matrices [t 2 F, F] of `conv_input` in the row itself, on the way down [t 2 F + 2 F, F], the last 2 F
+        for the skip of the same stream.
+      outputs: L matrices [t 2 F, 2 F] of `conv_out` in the row itself.
+    """
+
+    known: Known
+    inputs: list[tf.Tensor]
+    outputs: list[tf.Tensor]
+
+
+class BetweenLevels(NamedTuple):
+    """Of the layers between a level and the next coarser one.
+
+    Attributes:
+      down_u: [2 * 3 F, F], the row above first.
+      down_ul_above, down_ul: [2 F, F], in the row above and in the row itself.
+      down_u_bias, down_ul_bias: [F].
+      up_u: [F, 2 * 3 F], to the upper and to the lower row, of each to three columns.
+      up_ul: two matrices [F, 2 F], to the upper and to the lower row, of each to two columns.
+      up_u_bias, up_ul_bias: [F].
+    """
+
+    down_u: tf.Tensor
+    down_u_bias: tf.Tensor
+    down_ul_above: tf.Tensor
+    down_ul: tf.Tensor
+    down_ul_bias: tf.Tensor
+    up_u: tf.Tensor
+    up_u_bias: tf.Tensor
+    up_ul: list[tf.Tensor]
+    up_ul_bias: tf.Tensor
+
+
+class FirstLayers(NamedTuple):
+    """`u_init` and `ul_init`, on pixels with their channel of ones. Their shifts are part of what they read.
+
+    Where the network shifts in a zero, no bias may be added. A bias is therefore the weight of a channel of ones: that
+    of the pixel above or to the left, which is not there, and 0, in the first row and column.
+
+    Attributes:
+      u: [2 * 3 (C + 1), F], two rows up, one row up.
+      ul_above: [3 (C + 1), F], one row up.
+      ul_left: [C, F], the pixel to the left.
+      ul_left_exists: [F], added where there is a pixel to the left.
+    """
+
+    u: tf.Tensor
+    ul_above: tf.Tensor
+    ul_left: tf.Tensor
+    ul_left_exists: tf.Tensor
+
+
+class FoldedWeights(NamedTuple):
+    """All weights of a network. `u`, `ul` and `between` are by level, `between[i]` of levels i and i + 1."""
+
+    first: FirstLayers
+    u: list[StreamWeights]
+    ul: list[StreamWeights]
+    between: list[BetweenLevels]
+    head: tf.Tensor  # [F, 10 K or 3 K]
+    head_bias: tf.Tensor
+
+    def of_pixel(self, due: int) -> FoldedWeights:
+        """Those of `ul` at the finest levels, and the head."""
+        return self._replace(u=[], ul=self.ul[:due], between=self.between[: due - 1])
+
+
+def fold(network: PixelCNN) -> FoldedWeights:
+    """The weights that the variables of the network stand for now."""
+    levels = [(network.up_layers[level], network.down_layers[LEVELS - 1 - level]) for level in range(LEVELS)]
+    return FoldedWeights(
+        first=_first_layers(network),
+        u=[_stream([*up.u_stream, *down.u_stream], skips_known=0) for up, down in levels],
+        ul=[_stream([*up.ul_stream, *down.ul_stream], skips_known=1) for up, down in levels],
+        between=[_between(network, level) for level in range(LEVELS - 1)],
+        head=network.nin_out.kernel,
+        head_bias=network.nin_out.bias.read_value(),
+    )
+
+
+def _rows(kernel: tf.Tensor) -> list[tf.Tensor]:
+    """[2, t, in, out] -> two matrices [t in, out]: of the row above, and of the row itself."""
+    return tf.unstack(tf.reshape(kernel, [2, -1, kernel.shape[-1]]))
+
+
+def _stream(blocks: Sequence[GatedResnet], skips_known: int) -> StreamWeights:
+    """Args: skips_known: how many of the skips of a block, the first ones, are known before the row begins."""
+    known_inputs, inputs, biases = [], [], []
+    for block in blocks:
+        known, own = ([matrix] for matrix in _rows(block.conv_input.kernel))
+        bias = block.conv_input.bias.read_value()
+        if block.nin_skip is not None:
+            # The rows of its matrix: ELU(a), ELU(b), ELU(-a), ELU(-b) of skips a and b.
+            filters = block.nin_skip.kernel.shape[-1]
+            skips = tf.unstack(tf.reshape(block.nin_skip.kernel, [2, -1, filters, filters]), axis=1)
+            skips = [tf.reshape(skip, [2 * filters, filters]) for skip in skips]
+            known += skips[:skips_known]
+            own += skips[skips_known:]
+            bias += block.nin_skip.bias
+        known_inputs.append(tf.concat(known, axis=0))
+        inputs.append(tf.concat(own, axis=0))
+        biases.append(bias)
+    above, outputs = zip(*(_rows(block.conv_out.kernel) for block in blocks), strict=True)
+    return StreamWeights(
+        known=Known(
+            inputs=tf.stack(known_inputs),
+            inputs_bias=tf.stack(biases)[:, tf.newaxis, tf.newaxis],
+            outputs=tf.stack(above),
+            outputs_bias=tf.stack([block.conv_out.bias for block in blocks])[:, tf.newaxis, tf.newaxis],
+        ),
+        inputs=inputs,
+        outputs=list(outputs),
+    )
+
+
+def _between(network: PixelCNN, level: int) -> BetweenLevels:
+    down_u, down_ul = network.downsize_u_stream[level], network.downsize_ul_stream[level]
+    # Upsizing goes the other way: its last layer is that to the finest level.
+    up_u, up_ul = network.upsize_u_stream[-1 - level], network.upsize_ul_stream[-1 - level]
+    down_ul_above, down_ul_own = _rows(down_ul.kernel)
+    filters = network.filters
+    return BetweenLevels(
+        down_u=tf.reshape(down_u.kernel, [-1, filters]),
+        down_u_bias=down_u.bias.read_value(),
+        down_ul_above=down_ul_above,
+        down_ul=down_ul_own,
+        down_ul_bias=down_ul.bias.read_value(),
+        up_u=tf.reshape(tf.transpose(up_u.kernel, [3, 0, 1, 2]), [filters, -1]),
+        up_u_bias=up_u.bias.read_value(),
+        up_ul=[tf.reshape(tf.transpose(row, [2, 0, 1]), [filters, -1]) for row in tf.unstack(up_ul.kernel)],
+        up_ul_bias=up_ul.bias.read_value(),
+    )
+
+
+def _first_layers(network: PixelCNN) -> FirstLayers:
+    filters, ones = network.filters, network.channels  # the channel of ones is the last
+    u, above, left = network.u_init, *network.ul_init
+    one_up = tf.scatter_nd([[1, 1, ones]], u.bias[tf.newaxis], u.kernel.shape)
+    above_centre = tf.scatter_nd([[0, 1, ones]], above.bias[tf.newaxis], above.kernel.shape)
+    left_above, left_own = tf.unstack(left.kernel[:, 0])  # [C + 1, F]
+    ul_above = (
+        above.kernel + above_centre + tf.pad(left_above[tf.newaxis, tf.newaxis], [[0, 0], [0, 2], [0, 0], [0, 0]])
+    )
+    return FirstLayers(
+        u=tf.reshape(u.kernel + one_up, [-1, filters]),
+        ul_above=tf.reshape(ul_above, [-1, filters]),
+        ul_left=left_own[:ones],
+        ul_left_exists=left_own[ones] + left.bias,
+    )
