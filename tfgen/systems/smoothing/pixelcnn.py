@@ -8,7 +8,8 @@ residual blocks in a row, K logistic components. Features are channels-last, [B,
 
 Two streams go through the network. `u` ("up") at row i has seen the rows above i; `ul` ("up and left") at (i, j) has
 seen those and the pixels of row i left of j. `ul` reads `u`, never the other way round, and the output is that of `ul`:
-it depends on the pixels before (i, j) in raster order only (section 2.3 of Salimans et al.).
+it depends on the pixels before (i, j) in raster order only (section 2.3 of Salimans et al.), but for a few units in
+the last place of features where convolutions are compiled (`tfgen.ops.convolution.causal_convolution`).
 
 Attributes and the order of variables are those of the original's state dictionary.
 """
