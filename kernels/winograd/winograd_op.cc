@@ -1,5 +1,5 @@
-// Convolutions by Winograd's algorithm as TensorFlow operations for the CPU: 3x3 ones with zeros on all sides, and causal
-// ones of 2x3 and 2x2, which read no row below a pixel and, with a width of 2, no column right of it.
+// Convolutions by Winograd's algorithm as TensorFlow operations for the CPU: 3x3 ones with zeros on all sides, and
+// causal ones of 2x3 and 2x2, which read no row below a pixel and, with a width of 2, no column right of it.
 //
 // Whatever a caller passes is checked here: the functions behind winograd.h trust what they are given.
 #include "kernels/blocksparse/op_checks.h"
