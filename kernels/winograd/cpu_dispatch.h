@@ -1,4 +1,4 @@
-// What one instruction set offers of Winograd convolutions. Private to the CPU kernels.
+// What one instruction set offers of Winograd convolutions with kernels of one size. Private to the CPU kernels.
 #ifndef TFGEN_KERNELS_WINOGRAD_CPU_DISPATCH_H_
 #define TFGEN_KERNELS_WINOGRAD_CPU_DISPATCH_H_
 
@@ -8,6 +8,7 @@
 namespace tfgen {
 
 struct WinogradKernels {
+  int64_t (*tiles)(const TfgenWinogradShape&);
   int64_t (*kernel_size)(const TfgenWinogradShape&);
   int64_t (*kernel_units)(const TfgenWinogradShape&);
   void (*transform_kernel)(const TfgenWinogradShape&, const float* kernel, bool reversed, float* transformed,
@@ -21,10 +22,11 @@ struct WinogradKernels {
   void (*finish)(const TfgenWinogradKernelGradient&, int64_t first, int64_t last);
 };
 
-WinogradKernels portable_winograd();
+// For kernels of 3x3, 2x3 or 2x2 taps.
+WinogradKernels portable_winograd(int64_t kernel_height, int64_t kernel_width);
 #if TFGEN_X86_KERNELS
-WinogradKernels avx2_winograd();
-WinogradKernels avx512_winograd();
+WinogradKernels avx2_winograd(int64_t kernel_height, int64_t kernel_width);
+WinogradKernels avx512_winograd(int64_t kernel_height, int64_t kernel_width);
 #endif
 
 }  // namespace tfgen

@@ -1,5 +1,13 @@
 // Tiles of images in and out of the transformed domain (Lavin & Gray, section 4.1), for the instruction set of the
 // including file. Point p of a tile's channel d is at p * point_step + d.
+//
+// Along each side a tile is a product of polynomials, taken at the points 0, 1, -1 and infinity: four pixels d, and
+// together five taps g of the kernel and results y. y = A^T [(G g) . (B^T d)] with, for 3 taps and for 2,
+//
+//          1  0 -1  0              1   0   0                              1   0
+//   B^T =  0  1  1  0   and  G =  1/2 1/2 1/2   A^T = 1 1  1  0   or G = 1/2 1/2   A^T = 1 1  1  0
+//          0 -1  1  0             1/2-1/2 1/2         0 1 -1 -1          1/2-1/2         0 1 -1  0
+//          0  1  0 -1              0   0   1                              0   1          0 1  1 -1
 #ifndef TFGEN_KERNELS_WINOGRAD_CPU_TILES_H_
 #define TFGEN_KERNELS_WINOGRAD_CPU_TILES_H_
 
@@ -14,21 +22,27 @@ constexpr int kPoints = 16;  // of a transformed tile
 TFGEN_INLINE Vec at(const float* x) { return *reinterpret_cast<const UnalignedVec*>(x); }
 TFGEN_INLINE void put(float* x, Vec value) { *reinterpret_cast<UnalignedVec*>(x) = value; }
 
-// Where a tile is, tile after tile.
-struct Position {
-  int64_t image, row, column, rows, columns;
+// A tile for kernels of kTapRows x kTapColumns: the place of its first result.
+template <int kTapRowsOfKernel, int kTapColumnsOfKernel>
+struct Tile {
+  static constexpr int kTapRows = kTapRowsOfKernel, kTapColumns = kTapColumnsOfKernel, kTaps = kTapRows * kTapColumns;
+  static constexpr int kHeight = 5 - kTapRows, kWidth = 5 - kTapColumns;  // of its results
 
-  static TFGEN_INLINE int64_t tiles(const TfgenWinogradShape& shape) {
-    return shape.batch * ((shape.height + 1) / 2) * ((shape.width + 1) / 2);
+  int64_t image, row, column;
+
+  static TFGEN_INLINE int64_t count(const TfgenWinogradShape& shape) {
+    return shape.batch * ((shape.height + kHeight - 1) / kHeight) * ((shape.width + kWidth - 1) / kWidth);
   }
-  static TFGEN_INLINE Position of(const TfgenWinogradShape& shape, int64_t tile) {
-    const int64_t rows = (shape.height + 1) / 2, columns = (shape.width + 1) / 2;
-    return {tile / (rows * columns), tile / columns % rows, tile % columns, rows, columns};
+  static TFGEN_INLINE Tile of(const TfgenWinogradShape& shape, int64_t index) {
+    const int64_t rows = (shape.height + kHeight - 1) / kHeight, columns = (shape.width + kWidth - 1) / kWidth;
+    return {index / (rows * columns), index / columns % rows * kHeight, index % columns * kWidth};
   }
-  TFGEN_INLINE void next() {
-    if (++column < columns) return;
+  TFGEN_INLINE void next(const TfgenWinogradShape& shape) {
+    column += kWidth;
+    if (column < shape.width) return;
     column = 0;
-    if (++row < rows) return;
+    row += kHeight;
+    if (row < shape.height) return;
     row = 0;
     ++image;
   }
@@ -40,19 +54,27 @@ inline const float* zero_row(int64_t channels) {
   return static_cast<const float*>(memset(thread_scratch(bytes), 0, bytes));
 }
 
-// The kSize x kSize pixels from `before` rows and columns before a tile on; those outside of the image are `zeros`.
-template <int kSize>
-TFGEN_INLINE void find_pixels(const TfgenWinogradShape& shape, const Position& p, int before, const float* x,
-                              int64_t channels, const float* zeros, const float** pixels) {
-  for (int i = 0; i < kSize; ++i) {
-    const int64_t row = 2 * p.row + i - before;
-    for (int j = 0; j < kSize; ++j) {
-      const int64_t column = 2 * p.column + j - before;
+// The kHeight x kWidth pixels whose first is at `row` and `column`; those outside of the image are `zeros`.
+template <int kHeight, int kWidth>
+TFGEN_INLINE void find_pixels(const TfgenWinogradShape& shape, int64_t image, int64_t first_row, int64_t first_column,
+                              const float* x, int64_t channels, const float* zeros, const float** pixels) {
+  for (int i = 0; i < kHeight; ++i) {
+    const int64_t row = first_row + i;
+    for (int j = 0; j < kWidth; ++j) {
+      const int64_t column = first_column + j;
       const bool inside = row >= 0 && row < shape.height && column >= 0 && column < shape.width;
-      const int64_t pixel = (p.image * shape.height + row) * shape.width + column;
-      pixels[i * kSize + j] = inside ? x + pixel * channels : zeros;
+      const int64_t pixel = (image * shape.height + row) * shape.width + column;
+      pixels[i * kWidth + j] = inside ? x + pixel * channels : zeros;
     }
   }
+}
+
+// The 16 pixels that the results of a tile read. `reversed`: what was before the images is behind them.
+template <class Tile>
+TFGEN_INLINE void find_read_pixels(const TfgenWinogradShape& shape, const Tile& tile, bool reversed, const float* x,
+                                   int64_t channels, const float* zeros, const float** pixels) {
+  const int64_t above = reversed ? Tile::kTapRows - 2 : 1, before = reversed ? Tile::kTapColumns - 2 : 1;
+  find_pixels<4, 4>(shape, tile.image, tile.row - above, tile.column - before, x, channels, zeros, pixels);
 }
 
 // kLanes channels of a pixel from d on; only `left` of them, then zeros, if not `kWhole`.
@@ -104,36 +126,56 @@ __attribute__((noinline)) inline void pixels_to_points(const float* const* pixel
   }
 }
 
-// (A s A^T)[point] of kLanes channels of the 2x2 slopes of a tile.
-template <bool kWhole>
+// A s for kSlopes slopes, 2 or 3
+template <int kSlopes>
+TFGEN_INLINE void spread_slopes(const Vec* s, int step, Vec* out) {
+  const Vec even = kSlopes == 3 ? s[0] + s[2 * step] : s[0];
+  out[0] = s[0];
+  out[1] = even + s[step];
+  out[2] = even - s[step];
+  out[3] = -s[(kSlopes - 1) * step];
+}
+
+// (A s A^T)[point] of kLanes channels of the slopes of a tile's results.
+template <class Tile, bool kWhole>
 TFGEN_INLINE void transform_slopes(const float* const* slopes, int64_t d, int64_t left, float* out,
                                    int64_t point_step) {
-  Vec x[4];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) x[i] = channels_at<kWhole>(slopes[i], d, left);
-  const Vec half[4][2] = {{x[0], x[1]}, {x[0] + x[2], x[1] + x[3]}, {x[0] - x[2], x[1] - x[3]}, {-x[2], -x[3]}};
+  Vec x[Tile::kHeight * Tile::kWidth], half[Tile::kWidth][4];
+#pragma GCC unroll 9
+  for (int i = 0; i < Tile::kHeight * Tile::kWidth; ++i) x[i] = channels_at<kWhole>(slopes[i], d, left);
+#pragma GCC unroll 3
+  for (int j = 0; j < Tile::kWidth; ++j) spread_slopes<Tile::kHeight>(x + j, Tile::kWidth, half[j]);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
-    float* row = out + 4 * i * point_step;
-    put(row, half[i][0]);
-    put(row + point_step, half[i][0] + half[i][1]);
-    put(row + 2 * point_step, half[i][0] - half[i][1]);
-    put(row + 3 * point_step, -half[i][1]);
+    Vec row[4];
+    spread_slopes<Tile::kWidth>(half[0] + i, 4, row);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) put(out + (4 * i + j) * point_step, row[j]);
   }
 }
 
 // All channels of a tile, then zeros up to a whole vector.
-__attribute__((noinline)) inline void slopes_to_points(const float* const* slopes, int64_t channels, float* out,
-                                                       int64_t point_step) {
+template <class Tile>
+__attribute__((noinline)) void slopes_to_points(const float* const* slopes, int64_t channels, float* out,
+                                                int64_t point_step) {
   int64_t d = 0;
-  for (; d + kLanes <= channels; d += kLanes) transform_slopes<true>(slopes, d, kLanes, out + d, point_step);
-  if (d < channels) transform_slopes<false>(slopes, d, channels - d, out + d, point_step);
+  for (; d + kLanes <= channels; d += kLanes) transform_slopes<Tile, true>(slopes, d, kLanes, out + d, point_step);
+  if (d < channels) transform_slopes<Tile, false>(slopes, d, channels - d, out + d, point_step);
 }
 
-// y = A^T m A + bias of kLanes channels of a tile, of `left` if not `kWhole`. `below` and `right`: these of the results
-// are inside of the image.
-template <bool kWhole>
-TFGEN_INLINE void transform_results(const float* points, int64_t point_step, Vec bias, bool below, bool right,
+// A^T m for kResults results, 2 or 3
+template <int kResults>
+TFGEN_INLINE void gather_results(Vec m0, Vec m1, Vec m2, Vec m3, Vec* out, int step) {
+  const Vec sum = m1 + m2, difference = m1 - m2;
+  out[0] = m0 + sum;
+  out[step] = kResults == 3 ? difference : difference - m3;
+  if (kResults == 3) out[2 * step] = sum - m3;
+}
+
+// y = A^T m A + bias of kLanes channels of a tile, of `left` if not `kWhole`; `rows` and `columns` of the results are
+// inside of the image.
+template <class Tile, bool kWhole>
+TFGEN_INLINE void transform_results(const float* points, int64_t point_step, Vec bias, int64_t rows, int64_t columns,
                                     int64_t left, int64_t outputs, int64_t row_step, float* y) {
   const auto store = [=](float* target, Vec value) {
     if (kWhole) {
@@ -142,36 +184,42 @@ TFGEN_INLINE void transform_results(const float* points, int64_t point_step, Vec
       store_some<Float32>(target, value, left);
     }
   };
-  Vec upper[4], lower[4];
+  Vec half[Tile::kHeight][4], row[Tile::kWidth];
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    const float* x = points + j * point_step;
-    const Vec x1 = at(x + 4 * point_step), x2 = at(x + 8 * point_step);
-    upper[j] = at(x) + (x1 + x2);
-    lower[j] = (x1 - x2) - at(x + 12 * point_step);
+    const float* m = points + j * point_step;
+    gather_results<Tile::kHeight>(at(m), at(m + 4 * point_step), at(m + 8 * point_step), at(m + 12 * point_step),
+                                  half[0] + j, 4);
   }
-  store(y, upper[0] + (upper[1] + upper[2]) + bias);
-  if (right) store(y + outputs, (upper[1] - upper[2]) - upper[3] + bias);
-  if (!below) return;
-  store(y + row_step, lower[0] + (lower[1] + lower[2]) + bias);
-  if (right) store(y + row_step + outputs, (lower[1] - lower[2]) - lower[3] + bias);
+#pragma GCC unroll 3
+  for (int i = 0; i < Tile::kHeight; ++i) {
+    if (i == rows) return;
+    gather_results<Tile::kWidth>(half[i][0], half[i][1], half[i][2], half[i][3], row, 1);
+#pragma GCC unroll 3
+    for (int j = 0; j < Tile::kWidth; ++j) {
+      if (j < columns) store(y + i * row_step + j * outputs, row[j] + bias);
+    }
+  }
 }
 
 // All channels of a tile, where it lies inside of the image.
-__attribute__((noinline)) inline void points_to_results(const TfgenWinogradConvolution& args, const Position& p,
-                                                        const float* points, int64_t point_step) {
+template <class Tile>
+__attribute__((noinline)) void points_to_results(const TfgenWinogradConvolution& args, const Tile& tile,
+                                                 const float* points, int64_t point_step) {
   const TfgenWinogradShape& shape = args.shape;
-  const int64_t outputs = shape.outputs, row_step = shape.width * outputs, row = 2 * p.row, column = 2 * p.column;
-  float* y = args.y + (p.image * shape.height + row) * row_step + column * outputs;
-  const bool below = row + 1 < shape.height, right = column + 1 < shape.width, biased = args.bias != nullptr;
+  const int64_t outputs = shape.outputs, row_step = shape.width * outputs;
+  const int64_t rows = smaller(Tile::kHeight, shape.height - tile.row);
+  const int64_t columns = smaller(Tile::kWidth, shape.width - tile.column);
+  float* y = args.y + (tile.image * shape.height + tile.row) * row_step + tile.column * outputs;
+  const bool biased = args.bias != nullptr;
   int64_t d = 0;
   for (; d + kLanes <= outputs; d += kLanes) {
     const Vec bias = biased ? at(args.bias + d) : Vec{};
-    transform_results<true>(points + d, point_step, bias, below, right, kLanes, outputs, row_step, y + d);
+    transform_results<Tile, true>(points + d, point_step, bias, rows, columns, kLanes, outputs, row_step, y + d);
   }
   if (d == outputs) return;
   const Vec bias = biased ? load_some<Float32>(args.bias + d, outputs - d) : Vec{};
-  transform_results<false>(points + d, point_step, bias, below, right, outputs - d, outputs, row_step, y + d);
+  transform_results<Tile, false>(points + d, point_step, bias, rows, columns, outputs - d, outputs, row_step, y + d);
 }
 
 }  // namespace TFGEN_ISA

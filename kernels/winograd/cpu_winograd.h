@@ -75,30 +75,34 @@ inline int64_t kernel_size(const TfgenWinogradShape& shape) {
   return kernel_units(shape) * kPoints * kernel_point_step(shape);
 }
 
-// G g
-TFGEN_INLINE void transform_taps(Vec g0, Vec g1, Vec g2, Vec* out, int step) {
-  const Vec outer = 0.5f * (g0 + g2), inner = 0.5f * g1;
-  out[0] = g0;
+// G g for kTaps taps, 2 or 3
+template <int kTaps>
+TFGEN_INLINE void transform_taps(const Vec* g, int tap_step, Vec* out, int step) {
+  const Vec last = g[(kTaps - 1) * tap_step];
+  const Vec outer = kTaps == 3 ? 0.5f * (g[0] + last) : 0.5f * g[0], inner = 0.5f * g[tap_step];
+  out[0] = g[0];
   out[step] = outer + inner;
   out[2 * step] = outer - inner;
-  out[3 * step] = g2;
+  out[3 * step] = last;
 }
 
-// G^T m
+// G^T m for kTaps taps, 2 or 3
+template <int kTaps>
 TFGEN_INLINE void points_to_taps(Vec m0, Vec m1, Vec m2, Vec m3, Vec* out, int step) {
-  const Vec sum = 0.5f * (m1 + m2);
+  const Vec sum = 0.5f * (m1 + m2), difference = 0.5f * (m1 - m2);
   out[0] = m0 + sum;
-  out[step] = 0.5f * (m1 - m2);
-  out[2 * step] = sum + m3;
+  out[step] = kTaps == 3 ? difference : difference + m3;
+  if (kTaps == 3) out[2 * step] = sum + m3;
 }
 
 // taps[p][i] = kernel[p][input + i][output ...], zeros beyond either.
-inline void load_taps(const TfgenWinogradShape& shape, const float* kernel, bool reversed, int64_t input,
-                      int64_t output, Vec (*taps)[kLanes]) {
+template <int kTaps>
+void load_taps(const TfgenWinogradShape& shape, const float* kernel, bool reversed, int64_t input, int64_t output,
+               Vec (*taps)[kLanes]) {
   const int64_t inputs = shape.inputs, outputs = shape.outputs;
-  for (int p = 0; p < 9; ++p) {
+  for (int p = 0; p < kTaps; ++p) {
     for (int64_t i = 0; i < kLanes; ++i) {
-      Vec& target = taps[reversed ? 8 - p : p][i];
+      Vec& target = taps[reversed ? kTaps - 1 - p : p][i];
       target = Vec{};
       if (!reversed && input + i < inputs && output < outputs) {
         target = load_some<Float32>(kernel + (p * inputs + input + i) * outputs + output, outputs - output);
@@ -106,24 +110,28 @@ inline void load_taps(const TfgenWinogradShape& shape, const float* kernel, bool
         target = load_some<Float32>(kernel + (p * outputs + output + i) * inputs + input, inputs - input);
       }
     }
-    if (reversed) transpose(taps[8 - p]);
+    if (reversed) transpose(taps[kTaps - 1 - p]);
   }
 }
 
-inline void transform_kernel(const TfgenWinogradShape& shape, const float* kernel, bool reversed, float* transformed,
-                             int64_t first, int64_t last) {
+template <class Tile>
+void transform_kernel(const TfgenWinogradShape& shape, const float* kernel, bool reversed, float* transformed,
+                      int64_t first, int64_t last) {
   const int64_t step = kernel_point_step(shape);
   for (int64_t input = 0; input < shape.inputs; input += kLanes) {
     for (int64_t panel = first; panel < last; ++panel) {
       for (int64_t d = 0; d < kColumns; d += kLanes) {
-        Vec taps[9][kLanes];
-        load_taps(shape, kernel, reversed, input, panel * kColumns + d, taps);
+        Vec taps[Tile::kTaps][kLanes];
+        load_taps<Tile::kTaps>(shape, kernel, reversed, input, panel * kColumns + d, taps);
         for (int64_t i = 0; i < smaller(kLanes, shape.inputs - input); ++i) {
-          Vec half[12], points[16];
+          constexpr int columns = Tile::kTapColumns;
+          Vec half[4 * columns], points[16];
 #pragma GCC unroll 3
-          for (int j = 0; j < 3; ++j) transform_taps(taps[j][i], taps[3 + j][i], taps[6 + j][i], half + j, 3);
+          for (int j = 0; j < columns; ++j) {
+            transform_taps<Tile::kTapRows>(taps[j] + i, columns * kLanes, half + j, columns);
+          }
 #pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) transform_taps(half[3 * j], half[3 * j + 1], half[3 * j + 2], points + 4 * j, 1);
+          for (int j = 0; j < 4; ++j) transform_taps<columns>(half + columns * j, 1, points + 4 * j, 1);
           float* target = transformed + panel * kPoints * step + (input + i) * kColumns + d;
 #pragma GCC unroll 16
           for (int j = 0; j < 16; ++j) put(target + j * step, points[j]);
@@ -133,7 +141,8 @@ inline void transform_kernel(const TfgenWinogradShape& shape, const float* kerne
   }
 }
 
-inline void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last) {
+template <class Tile>
+void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last) {
   const TfgenWinogradShape& shape = args.shape;
   const int64_t in_step = odd_lines(shape.inputs), out_step = odd_lines(round_up(shape.outputs, kColumns));
   const int64_t fitting = kBlockFloats / (kPoints * (in_step + out_step)) / kRows * kRows;
@@ -145,12 +154,12 @@ inline void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_
   float* zeros = results + kPoints * out_point;
   for (int64_t i = 0; i < shape.inputs; ++i) zeros[i] = 0.0f;
   const int64_t kernel_step = kernel_point_step(shape), panels = kernel_units(shape);
-  for (int64_t tile = first; tile < last; tile += block) {
-    const int64_t count = smaller(block, last - tile), rows = round_up(count, kRows);
-    Position p = Position::of(shape, tile);
-    for (int64_t i = 0; i < count; ++i, p.next()) {
+  for (int64_t begin = first; begin < last; begin += block) {
+    const int64_t count = smaller(block, last - begin), rows = round_up(count, kRows);
+    Tile tile = Tile::of(shape, begin);
+    for (int64_t i = 0; i < count; ++i, tile.next(shape)) {
       const float* found[16];
-      find_pixels<4>(shape, p, 1, args.x, shape.inputs, zeros, found);
+      find_read_pixels(shape, tile, args.reversed, args.x, shape.inputs, zeros, found);
       pixels_to_points(found, shape.inputs, round_up(shape.inputs, kLanes), pixels + i * in_step, in_point);
     }
     for (int point = 0; point < kPoints; ++point) {
@@ -165,8 +174,10 @@ inline void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_
         }
       }
     }
-    p = Position::of(shape, tile);
-    for (int64_t i = 0; i < count; ++i, p.next()) points_to_results(args, p, results + i * out_step, out_point);
+    tile = Tile::of(shape, begin);
+    for (int64_t i = 0; i < count; ++i, tile.next(shape)) {
+      points_to_results(args, tile, results + i * out_step, out_point);
+    }
   }
 }
 
@@ -193,10 +204,11 @@ struct Scratch {
 };
 
 // Whole kTileDepth, so that sums do not depend on the size of chunks.
-inline int64_t chunk_tiles(const TfgenWinogradShape& shape, int64_t threads) {
+template <class Tile>
+int64_t chunk_tiles(const TfgenWinogradShape& shape, int64_t threads) {
   const Scratch s = Scratch::of(shape, 1);
   const int64_t fitting = threads * kChunkFloats / (kPoints * (s.in_step + s.out_step)) / kTileDepth * kTileDepth;
-  return smaller(fitting < kTileDepth ? kTileDepth : fitting, Position::tiles(shape));
+  return smaller(fitting < kTileDepth ? kTileDepth : fitting, Tile::count(shape));
 }
 
 inline int64_t scratch_size(const TfgenWinogradShape& shape, int64_t chunk_tiles) {
@@ -205,18 +217,20 @@ inline int64_t scratch_size(const TfgenWinogradShape& shape, int64_t chunk_tiles
 
 inline int64_t product_units(const TfgenWinogradShape& shape) { return kPoints * kernel_units(shape); }
 
-inline void transform_tiles(const TfgenWinogradKernelGradient& args, int64_t chunk, int64_t first, int64_t last) {
+template <class Tile>
+void transform_tiles(const TfgenWinogradKernelGradient& args, int64_t chunk, int64_t first, int64_t last) {
   const TfgenWinogradShape& shape = args.shape;
   const Scratch s = Scratch::of(shape, args.chunk_tiles);
   const float* zeros = zero_row(shape.inputs > shape.outputs ? shape.inputs : shape.outputs);
-  Position p = Position::of(shape, chunk + first);
-  for (int64_t i = first; i < last; ++i, p.next()) {
-    const float *pixels[16], *slopes[4];
-    find_pixels<4>(shape, p, 1, args.x, shape.inputs, zeros, pixels);
+  Tile tile = Tile::of(shape, chunk + first);
+  for (int64_t i = first; i < last; ++i, tile.next(shape)) {
+    const float *pixels[16], *slopes[Tile::kHeight * Tile::kWidth];
+    find_read_pixels(shape, tile, false, args.x, shape.inputs, zeros, pixels);
     pixels_to_points(pixels, shape.inputs, round_up(round_up(shape.inputs, kRows), kLanes),
                      args.scratch + i * s.in_step, s.in_point);
-    find_pixels<2>(shape, p, 0, args.dy, shape.outputs, zeros, slopes);
-    slopes_to_points(slopes, shape.outputs, args.scratch + s.slopes() + i * s.out_step, s.out_point);
+    find_pixels<Tile::kHeight, Tile::kWidth>(shape, tile.image, tile.row, tile.column, args.dy, shape.outputs, zeros,
+                                             slopes);
+    slopes_to_points<Tile>(slopes, shape.outputs, args.scratch + s.slopes() + i * s.out_step, s.out_point);
   }
 }
 
@@ -239,24 +253,26 @@ inline void add_products(const TfgenWinogradKernelGradient& args, int64_t chunk,
 }
 
 // dkernel = G^T sums G
-inline void finish(const TfgenWinogradKernelGradient& args, int64_t first, int64_t last) {
+template <class Tile>
+void finish(const TfgenWinogradKernelGradient& args, int64_t first, int64_t last) {
   const TfgenWinogradShape& shape = args.shape;
   const Scratch s = Scratch::of(shape, args.chunk_tiles);
   for (int64_t output = 0; output < shape.outputs; output += kLanes) {
     for (int64_t input = first; input < last; ++input) {
       const float* sums = args.scratch + s.sums() + output / kColumns * s.panel_step + input * kColumns;
-      Vec points[16], half[12], taps[9];
+      Vec points[16], half[4 * Tile::kTapRows], taps[Tile::kTaps];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) points[i] = at(sums + i * s.sum_point + output % kColumns);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
-        points_to_taps(points[j], points[4 + j], points[8 + j], points[12 + j], half + j, 4);
+        points_to_taps<Tile::kTapRows>(points[j], points[4 + j], points[8 + j], points[12 + j], half + j, 4);
       }
 #pragma GCC unroll 3
-      for (int j = 0; j < 3; ++j) {
-        points_to_taps(half[4 * j], half[4 * j + 1], half[4 * j + 2], half[4 * j + 3], taps + 3 * j, 1);
+      for (int j = 0; j < Tile::kTapRows; ++j) {
+        points_to_taps<Tile::kTapColumns>(half[4 * j], half[4 * j + 1], half[4 * j + 2], half[4 * j + 3],
+                                          taps + Tile::kTapColumns * j, 1);
       }
-      for (int i = 0; i < 9; ++i) {
+      for (int i = 0; i < Tile::kTaps; ++i) {
         store_some<Float32>(args.dkernel + (i * shape.inputs + input) * shape.outputs + output, taps[i],
                             shape.outputs - output);
       }
@@ -264,9 +280,15 @@ inline void finish(const TfgenWinogradKernelGradient& args, int64_t first, int64
   }
 }
 
-inline WinogradKernels winograd_kernels() {
-  return {kernel_size,  kernel_units,  transform_kernel, convolve,     chunk_tiles,
-          scratch_size, product_units, transform_tiles,  add_products, finish};
+template <class Tile>
+WinogradKernels winograd_kernels_of() {
+  return {Tile::count,   kernel_size,  kernel_units,  transform_kernel<Tile>, convolve<Tile>, chunk_tiles<Tile>,
+          scratch_size, product_units, transform_tiles<Tile>, add_products,   finish<Tile>};
+}
+
+inline WinogradKernels winograd_kernels(int64_t kernel_height, int64_t kernel_width) {
+  if (kernel_width == 2) return winograd_kernels_of<Tile<2, 2>>();
+  return kernel_height == 2 ? winograd_kernels_of<Tile<2, 3>>() : winograd_kernels_of<Tile<3, 3>>();
 }
 
 }  // namespace TFGEN_ISA

@@ -1,9 +1,16 @@
-// 3x3 convolutions of stride 1 by Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray, "Fast Algorithms for
-// Convolutional Neural Networks", CVPR 2016, arXiv:1509.09308, section 4.1): the C interface of the kernels.
+// Convolutions of stride 1 by Winograd's minimal filtering (Lavin & Gray, "Fast Algorithms for Convolutional Neural
+// Networks", CVPR 2016, arXiv:1509.09308, section 4.1): the C interface of the kernels.
 //
-// Tensors are float32, dense, channels-last; kernels are [3, 3, inputs, outputs]; images are padded with one zero on
-// all sides, so that results have their sides. A tile is a square of 2x2 results, cut off at the lower and right edge
-// of odd sides. It takes 4x4 pixels: 16 products for each pair of channels instead of 36.
+// Tensors are float32, dense, channels-last; kernels are [rows, columns, inputs, outputs] with 3x3, 2x3 or 2x2 taps.
+// Images are padded with a row of zeros above and a column of zeros left of them, and below and right of them where the
+// kernel has 3 taps, so that results have their sides. A tile takes 4x4 pixels, 16 products for each pair of channels,
+// and gives as many rows and columns of results as 5 is more than the kernel has taps; tiles are cut off at the lower
+// and right edge of the image.
+//
+//   taps   results of a tile   algorithm         products for them, direct
+//   3x3    2x2                 F(2x2, 3x3)       36
+//   2x3    3x2                 F(3x2, 2x3)       36
+//   2x2    3x3                 F(3x3, 2x2)       36
 //
 // Work is handed out in ranges [first, last) of units, which threads may share in any way: no result depends on where
 // the ranges are cut, to the bit. Sizes are trusted. Memory is the caller's but for what a thread needs by itself.
@@ -18,6 +25,7 @@ extern "C" {
 
 typedef struct {
   int64_t batch, height, width, inputs, outputs;
+  int64_t kernel_height, kernel_width;
 } TfgenWinogradShape;
 
 // Tiles of all images together.
@@ -29,8 +37,8 @@ int64_t tfgen_winograd_tiles(const TfgenWinogradShape* shape);
 int64_t tfgen_winograd_kernel_size(const TfgenWinogradShape* shape);
 // Units of the work of making it.
 int64_t tfgen_winograd_kernel_units(const TfgenWinogradShape* shape);
-// `reversed`: `kernel` is [3, 3, outputs, inputs], and is mirrored along both sides and transposed. That makes
-// `convolve` the gradient by the images.
+// `reversed`: `kernel` is [rows, columns, outputs, inputs], and is mirrored along both sides and transposed. With the
+// same in its arguments, that makes `convolve` the gradient by the images.
 void tfgen_winograd_transform_kernel_cpu(const TfgenWinogradShape* shape, const float* kernel, int32_t reversed,
                                          float* transformed, int64_t first, int64_t last);
 
@@ -42,6 +50,7 @@ typedef struct {
   const float* kernel;  // as transformed
   const float* bias;    // [outputs]; null for none
   float* y;             // [batch, height, width, outputs]
+  int32_t reversed;     // zeros are below and right of the images where they would be above and left, and vice versa
 } TfgenWinogradConvolution;
 
 void tfgen_winograd_convolve_cpu(const TfgenWinogradConvolution* args, int64_t first, int64_t last);
@@ -54,7 +63,7 @@ typedef struct {
   const float* dy;  // [batch, height, width, outputs]
   int64_t chunk_tiles;
   float* scratch;  // of tfgen_winograd_scratch_size
-  float* dkernel;  // [3, 3, inputs, outputs]
+  float* dkernel;  // [rows, columns, inputs, outputs]
 } TfgenWinogradKernelGradient;
 
 // Tiles are taken in chunks of this many, from tile 0 on, which bounds the memory. The result does not depend on it.

@@ -18,6 +18,8 @@
 #include "kernels/winograd/cpu_winograd.h"
 
 namespace tfgen {
-WinogradKernels avx2_winograd() { return avx2::winograd_kernels(); }
+WinogradKernels avx2_winograd(int64_t kernel_height, int64_t kernel_width) {
+  return avx2::winograd_kernels(kernel_height, kernel_width);
+}
 }  // namespace tfgen
 #endif  // TFGEN_X86_KERNELS

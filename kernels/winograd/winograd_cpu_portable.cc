@@ -12,5 +12,7 @@
 #include "kernels/winograd/cpu_winograd.h"
 
 namespace tfgen {
-WinogradKernels portable_winograd() { return portable::winograd_kernels(); }
+WinogradKernels portable_winograd(int64_t kernel_height, int64_t kernel_width) {
+  return portable::winograd_kernels(kernel_height, kernel_width);
+}
 }  // namespace tfgen

@@ -1,4 +1,5 @@
-// 3x3 convolutions by Winograd's algorithm as TensorFlow operations for the CPU.
+// Convolutions by Winograd's algorithm as TensorFlow operations for the CPU: 3x3 ones with zeros on all sides, and
+// causal ones of 2x3 and 2x2, which read no row below a pixel and, with a width of 2, no column right of it.
 //
 // Whatever a caller passes is checked here: the functions behind winograd.h trust what they are given.
 #include "kernels/blocksparse/op_checks.h"
@@ -21,13 +22,19 @@ using tensorflow::shape_inference::ShapeHandle;
 // of transforming a pair of channels of a kernel: for the decision how many threads share the work.
 constexpr int64_t kProductCycles = 1, kTileCycles = 4, kKernelCycles = 2;
 
-Status CheckSides(const Sizes& kernel) {
-  TF_RETURN_IF_ERROR(CheckRank(kernel, 4, "[3, 3, inputs, outputs]"));
-  for (int i : {0, 1}) {
-    if (kernel[i] != kUnknown && kernel[i] != 3) {
-      return InvalidArgument(kernel.name, " must be [3, 3, inputs, outputs], found ", kernel.Text());
-    }
-  }
+// What an operation takes: kernels of `height` rows and `least_width` or more columns, up to 3.
+struct Family {
+  int64_t height, least_width;
+  const char* kernel;  // for messages
+};
+
+constexpr Family kSquare{3, 3, "[3, 3, inputs, outputs]"}, kCausal{2, 2, "[2, 2 or 3, inputs, outputs]"};
+
+Status CheckSides(const Family& family, const Sizes& kernel) {
+  TF_RETURN_IF_ERROR(CheckRank(kernel, 4, family.kernel));
+  const bool high = kernel[0] == kUnknown || kernel[0] == family.height;
+  const bool wide = kernel[1] == kUnknown || (kernel[1] >= family.least_width && kernel[1] <= 3);
+  if (!high || !wide) return InvalidArgument(kernel.name, " must be ", family.kernel, ", found ", kernel.Text());
   return CheckNotEmpty(kernel);
 }
 
@@ -37,16 +44,16 @@ Status CheckImages(const Sizes& images, const char* meaning, int64_t* channels) 
   return CheckSame(images, 3, meaning, channels);
 }
 
-Status CheckForward(const Sizes& x, const Sizes& kernel, const Sizes& bias) {
-  TF_RETURN_IF_ERROR(CheckSides(kernel));
+Status CheckForward(const Family& family, const Sizes& x, const Sizes& kernel, const Sizes& bias) {
+  TF_RETURN_IF_ERROR(CheckSides(family, kernel));
   int64_t inputs = kernel[2], outputs = kernel[3];
   TF_RETURN_IF_ERROR(CheckImages(x, "the number of input channels", &inputs));
   TF_RETURN_IF_ERROR(CheckRank(bias, 1, "[outputs]"));
   return CheckSame(bias, 0, "the number of output channels", &outputs);
 }
 
-Status CheckImagesGradient(const Sizes& kernel, const Sizes& dy) {
-  TF_RETURN_IF_ERROR(CheckSides(kernel));
+Status CheckImagesGradient(const Family& family, const Sizes& kernel, const Sizes& dy) {
+  TF_RETURN_IF_ERROR(CheckSides(family, kernel));
   int64_t outputs = kernel[3];
   return CheckImages(dy, "the number of output channels", &outputs);
 }
@@ -65,6 +72,11 @@ Status CheckKernelGradient(const Sizes& x, const Sizes& dy) {
   return OkStatus();
 }
 
+Status CheckWidth(const Family& family, int64_t width) {
+  if (width >= family.least_width && width <= 3) return OkStatus();
+  return InvalidArgument("kernel_width must be that of a kernel ", family.kernel, ", found ", width);
+}
+
 template <typename Work>
 void Share(OpKernelContext* c, int64_t units, int64_t cycles, Work work) {
   const auto* threads = c->device()->tensorflow_cpu_worker_threads();
@@ -74,7 +86,8 @@ void Share(OpKernelContext* c, int64_t units, int64_t cycles, Work work) {
 // y = x * kernel + bias, or with `reversed` the gradient by the images, whose x is dy.
 void Convolve(OpKernelContext* c, const Tensor& x, const Tensor& kernel, bool reversed, const float* bias) {
   const int64_t inputs = kernel.dim_size(reversed ? 3 : 2), outputs = kernel.dim_size(reversed ? 2 : 3);
-  const TfgenWinogradShape shape{x.dim_size(0), x.dim_size(1), x.dim_size(2), inputs, outputs};
+  const TfgenWinogradShape shape{x.dim_size(0), x.dim_size(1), x.dim_size(2), inputs, outputs, kernel.dim_size(0),
+                                 kernel.dim_size(1)};
   Tensor* y = nullptr;
   OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({shape.batch, shape.height, shape.width, outputs}), &y));
   if (y->NumElements() == 0) return;
@@ -86,39 +99,48 @@ void Convolve(OpKernelContext* c, const Tensor& x, const Tensor& kernel, bool re
   Share(c, units, kKernelCycles * inputs * (outputs / units + 1), [&](int64_t first, int64_t last) {
     tfgen_winograd_transform_kernel_cpu(&shape, taps, reversed, points, first, last);
   });
-  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data()};
+  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data(), reversed};
   Share(c, tfgen_winograd_tiles(&shape), kProductCycles * inputs * outputs + kTileCycles * (inputs + outputs),
         [&](int64_t first, int64_t last) { tfgen_winograd_convolve_cpu(&args, first, last); });
 }
 
+template <const Family& family>
 class ConvolutionOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
   void Compute(OpKernelContext* c) override {
-    OP_REQUIRES_OK(c, CheckForward(SizesOf("x", c, 0), SizesOf("kernel", c, 1), SizesOf("bias", c, 2)));
+    OP_REQUIRES_OK(c, CheckForward(family, SizesOf("x", c, 0), SizesOf("kernel", c, 1), SizesOf("bias", c, 2)));
     Convolve(c, c->input(0), c->input(1), false, c->input(2).flat<float>().data());
   }
 };
 
+template <const Family& family>
 class ImagesGradientOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
   void Compute(OpKernelContext* c) override {
-    OP_REQUIRES_OK(c, CheckImagesGradient(SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
+    OP_REQUIRES_OK(c, CheckImagesGradient(family, SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
     Convolve(c, c->input(1), c->input(0), true, nullptr);
   }
 };
 
+template <const Family& family>
 class KernelGradientOp : public OpKernel {
  public:
-  using OpKernel::OpKernel;
+  explicit KernelGradientOp(OpKernelConstruction* c) : OpKernel(c) {
+    if (family.least_width == 3) return;
+    OP_REQUIRES_OK(c, c->GetAttr("kernel_width", &kernel_width_));
+    OP_REQUIRES_OK(c, CheckWidth(family, kernel_width_));
+  }
   void Compute(OpKernelContext* c) override {
     OP_REQUIRES_OK(c, CheckKernelGradient(SizesOf("x", c, 0), SizesOf("dy", c, 1)));
     const Tensor &x = c->input(0), &dy = c->input(1);
     const int64_t inputs = x.dim_size(3), outputs = dy.dim_size(3);
-    const TfgenWinogradShape shape{x.dim_size(0), x.dim_size(1), x.dim_size(2), inputs, outputs};
+    const TfgenWinogradShape shape{x.dim_size(0), x.dim_size(1), x.dim_size(2), inputs, outputs, family.height,
+                                   kernel_width_};
     Tensor* dkernel = nullptr;
-    OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({3, 3, inputs, outputs}), &dkernel));
+    OP_REQUIRES_OK(
+        c, c->allocate_output(0, TensorShape({family.height, kernel_width_, inputs, outputs}), &dkernel));
     if (x.NumElements() == 0) {
       dkernel->flat<float>().setZero();
       return;
@@ -143,6 +165,9 @@ class KernelGradientOp : public OpKernel {
     Share(c, inputs, kKernelCycles * outputs,
           [&](int64_t first, int64_t last) { tfgen_winograd_finish_cpu(&args, first, last); });
   }
+
+ private:
+  int64_t kernel_width_ = 3;
 };
 
 // XLA compiles graphs by running such kernels. Code "unimplemented" makes automatic clustering leave the operation to
@@ -171,42 +196,80 @@ DimensionHandle Dimension(InferenceContext* c, int input, int i) {
   return c->RankKnown(c->input(input)) ? c->Dim(c->input(input), i) : c->UnknownDim();
 }
 
+template <const Family& family>
+Status ForwardShape(InferenceContext* c) {
+  TF_RETURN_IF_ERROR(CheckForward(family, SizesOf("x", c, 0), SizesOf("kernel", c, 1), SizesOf("bias", c, 2)));
+  return SetImages(c, 0, Dimension(c, 1, 3));
+}
+
+template <const Family& family>
+Status ImagesGradientShape(InferenceContext* c) {
+  TF_RETURN_IF_ERROR(CheckImagesGradient(family, SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
+  return SetImages(c, 1, Dimension(c, 0, 2));
+}
+
+template <const Family& family>
+Status KernelGradientShape(InferenceContext* c) {
+  TF_RETURN_IF_ERROR(CheckKernelGradient(SizesOf("x", c, 0), SizesOf("dy", c, 1)));
+  int64_t width = 3;
+  if (family.least_width < 3) TF_RETURN_IF_ERROR(c->GetAttr("kernel_width", &width));
+  TF_RETURN_IF_ERROR(CheckWidth(family, width));
+  const DimensionHandle height = c->MakeDim(family.height);
+  c->set_output(0, c->MakeShape({height, c->MakeDim(width), Dimension(c, 0, 3), Dimension(c, 1, 3)}));
+  return OkStatus();
+}
+
 REGISTER_OP("TfgenConvolution3x3")
     .Input("x: float")
     .Input("kernel: float")
     .Input("bias: float")
     .Output("y: float")
-    .SetShapeFn([](InferenceContext* c) {
-      TF_RETURN_IF_ERROR(CheckForward(SizesOf("x", c, 0), SizesOf("kernel", c, 1), SizesOf("bias", c, 2)));
-      return SetImages(c, 0, Dimension(c, 1, 3));
-    });
+    .SetShapeFn(ForwardShape<kSquare>);
 
 REGISTER_OP("TfgenConvolution3x3ImagesGrad")
     .Input("kernel: float")
     .Input("dy: float")
     .Output("dx: float")
-    .SetShapeFn([](InferenceContext* c) {
-      TF_RETURN_IF_ERROR(CheckImagesGradient(SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
-      return SetImages(c, 1, Dimension(c, 0, 2));
-    });
+    .SetShapeFn(ImagesGradientShape<kSquare>);
 
 REGISTER_OP("TfgenConvolution3x3KernelGrad")
     .Input("x: float")
     .Input("dy: float")
     .Output("dkernel: float")
-    .SetShapeFn([](InferenceContext* c) {
-      TF_RETURN_IF_ERROR(CheckKernelGradient(SizesOf("x", c, 0), SizesOf("dy", c, 1)));
-      c->set_output(0, c->MakeShape({c->MakeDim(3), c->MakeDim(3), Dimension(c, 0, 3), Dimension(c, 1, 3)}));
-      return OkStatus();
-    });
+    .SetShapeFn(KernelGradientShape<kSquare>);
 
-REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3").Device(tensorflow::DEVICE_CPU), ConvolutionOp);
-REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3ImagesGrad").Device(tensorflow::DEVICE_CPU), ImagesGradientOp);
-REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3KernelGrad").Device(tensorflow::DEVICE_CPU), KernelGradientOp);
+REGISTER_OP("TfgenCausalConvolution")
+    .Input("x: float")
+    .Input("kernel: float")
+    .Input("bias: float")
+    .Output("y: float")
+    .SetShapeFn(ForwardShape<kCausal>);
 
-REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3").Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp);
-REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3ImagesGrad").Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp);
-REGISTER_KERNEL_BUILDER(Name("TfgenConvolution3x3KernelGrad").Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp);
+REGISTER_OP("TfgenCausalConvolutionImagesGrad")
+    .Input("kernel: float")
+    .Input("dy: float")
+    .Output("dx: float")
+    .SetShapeFn(ImagesGradientShape<kCausal>);
+
+REGISTER_OP("TfgenCausalConvolutionKernelGrad")
+    .Input("x: float")
+    .Input("dy: float")
+    .Output("dkernel: float")
+    .Attr("kernel_width: int")
+    .SetShapeFn(KernelGradientShape<kCausal>);
+
+#define TFGEN_REGISTER(name, kernel)                                               \
+  REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::DEVICE_CPU), kernel); \
+  REGISTER_KERNEL_BUILDER(Name(name).Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp)
+
+TFGEN_REGISTER("TfgenConvolution3x3", ConvolutionOp<kSquare>);
+TFGEN_REGISTER("TfgenConvolution3x3ImagesGrad", ImagesGradientOp<kSquare>);
+TFGEN_REGISTER("TfgenConvolution3x3KernelGrad", KernelGradientOp<kSquare>);
+TFGEN_REGISTER("TfgenCausalConvolution", ConvolutionOp<kCausal>);
+TFGEN_REGISTER("TfgenCausalConvolutionImagesGrad", ImagesGradientOp<kCausal>);
+TFGEN_REGISTER("TfgenCausalConvolutionKernelGrad", KernelGradientOp<kCausal>);
+
+#undef TFGEN_REGISTER
 
 }  // namespace
 }  // namespace tfgen

@@ -124,11 +124,18 @@ class GroupNormBackward(ctypes.Structure):
 
 
 class WinogradShape(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "height", "width", "inputs", "outputs"))
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in ("batch", "height", "width", "inputs", "outputs", "kernel_height", "kernel_width")
+    )
 
 
 class WinogradConvolution(ctypes.Structure):
-    _fields_ = (("shape", WinogradShape), *((name, ctypes.c_void_p) for name in ("x", "kernel", "bias", "y")))
+    _fields_ = (
+        ("shape", WinogradShape),
+        *((name, ctypes.c_void_p) for name in ("x", "kernel", "bias", "y")),
+        ("reversed", ctypes.c_int32),
+    )
 
 
 class WinogradKernelGradient(ctypes.Structure):

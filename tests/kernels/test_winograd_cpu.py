@@ -7,6 +7,7 @@ for gradients.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import sys
 from collections.abc import Iterable
@@ -37,6 +38,7 @@ SHAPES = (
     (2, 4, 5, 5, 130),
     (1, 32, 31, 12, 12),
 )
+TAPS = ((3, 3), (2, 3), (2, 2))  # rows and columns of kernels
 GUARD = np.float32(7)
 
 
@@ -70,7 +72,7 @@ def convolve(
 ) -> np.ndarray:
     """The convolution, its work in pieces of `size` units."""
     outputs = kernel.shape[2 if reverse else 3]
-    shape = build.WinogradShape(*x.shape, outputs)
+    shape = build.WinogradShape(*x.shape, outputs, *kernel.shape[:2])
     transformed = Guarded(kernels.tfgen_winograd_kernel_size(shape))
     y = Guarded(*x.shape[:3], outputs)
     for piece in pieces(kernels.tfgen_winograd_kernel_units(shape), size):
@@ -79,7 +81,7 @@ def convolve(
         )
     at_bias = None if bias is None else bias.ctypes.data
     arguments = build.WinogradConvolution(
-        shape, x.ctypes.data, transformed.array.ctypes.data, at_bias, y.array.ctypes.data
+        shape, x.ctypes.data, transformed.array.ctypes.data, at_bias, y.array.ctypes.data, reverse
     )
     for piece in pieces(kernels.tfgen_winograd_tiles(shape), size):
         kernels.tfgen_winograd_convolve_cpu(arguments, *piece)
@@ -88,13 +90,18 @@ def convolve(
 
 
 def kernel_gradient(
-    kernels: ctypes.CDLL, x: np.ndarray, dy: np.ndarray, threads: int = 1, size: int = 1 << 40
+    kernels: ctypes.CDLL,
+    x: np.ndarray,
+    dy: np.ndarray,
+    taps: tuple[int, int],
+    threads: int = 1,
+    size: int = 1 << 40,
 ) -> np.ndarray:
-    """The gradient by the kernel, in chunks for so many threads, each in pieces of `size` units."""
-    shape = build.WinogradShape(*x.shape, dy.shape[3])
+    """The gradient by a kernel of `taps`, in chunks for so many threads, each in pieces of `size` units."""
+    shape = build.WinogradShape(*x.shape, dy.shape[3], *taps)
     chunk_tiles, tiles = kernels.tfgen_winograd_chunk_tiles(shape, threads), kernels.tfgen_winograd_tiles(shape)
     scratch = Guarded(kernels.tfgen_winograd_scratch_size(shape, chunk_tiles))
-    dkernel = Guarded(3, 3, x.shape[3], dy.shape[3])
+    dkernel = Guarded(*taps, x.shape[3], dy.shape[3])
     arguments = build.WinogradKernelGradient(
         shape, x.ctypes.data, dy.ctypes.data, chunk_tiles, scratch.array.ctypes.data, dkernel.array.ctypes.data
     )
@@ -110,10 +117,14 @@ def kernel_gradient(
     return dkernel.checked()
 
 
-def windows(x: np.ndarray) -> np.ndarray:
-    """[B, H, W, 3, 3, C]: the neighbourhood of every pixel."""
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return np.moveaxis(np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2)), 3, 5)
+def windows(x: np.ndarray, taps: tuple[int, int], reverse: bool = False) -> np.ndarray:
+    """[B, H, W, *taps, C]: what every result reads, with zeros before the image and, for three taps, behind it.
+
+    `reverse`: with the zeros of the gradient by the images, of those before as many as else behind.
+    """
+    sides = [(1, count - 2)[:: -1 if reverse else 1] for count in taps]
+    padded = np.pad(x, ((0, 0), *sides, (0, 0)))
+    return np.moveaxis(np.lib.stride_tricks.sliding_window_view(padded, taps, (1, 2)), 3, 5)
 
 
 def sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -125,63 +136,68 @@ def sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def direct(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    rows = windows(x).reshape(-1, 9 * x.shape[3])
+    rows = windows(x, kernel.shape[:2]).reshape(-1, kernel[..., 0].size)
     return (sums(rows, kernel.reshape(rows.shape[1], -1)) + bias).reshape(*x.shape[:3], -1)
 
 
-def direct_kernel_gradient(x: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    rows = windows(x).reshape(-1, 9 * x.shape[3])
-    return sums(rows.T, dy.reshape(len(rows), -1)).reshape(3, 3, x.shape[3], -1)
+def direct_images_gradient(dy: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    mirrored = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    rows = windows(dy, kernel.shape[:2], reverse=True).reshape(-1, mirrored[..., 0].size)
+    return sums(rows, mirrored.reshape(rows.shape[1], -1)).reshape(*dy.shape[:3], -1)
 
 
-def reverse(kernel: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+def direct_kernel_gradient(x: np.ndarray, dy: np.ndarray, taps: tuple[int, int]) -> np.ndarray:
+    rows = windows(x, taps).reshape(dy[..., 0].size, -1)
+    return sums(rows.T, dy.reshape(len(rows), -1)).reshape(*taps, x.shape[3], -1)
 
 
-def drawn(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+def drawn(rng: np.random.Generator, shape: tuple[int, ...], taps: tuple[int, int] = (3, 3)) -> tuple[np.ndarray, ...]:
     batch, height, width, inputs, outputs = shape
-    sizes = ((batch, height, width, inputs), (3, 3, inputs, outputs), (outputs,), (batch, height, width, outputs))
+    sizes = ((batch, height, width, inputs), (*taps, inputs, outputs), (outputs,), (batch, height, width, outputs))
     return tuple(rng.standard_normal(size).astype(np.float32) for size in sizes)
 
 
-def check(kernels: ctypes.CDLL, rng: np.random.Generator, shape: tuple[int, ...]) -> None:
-    x, kernel, bias, dy = drawn(rng, shape)
+def check(kernels: ctypes.CDLL, rng: np.random.Generator, shape: tuple[int, ...], taps: tuple[int, int]) -> None:
+    x, kernel, bias, dy = drawn(rng, shape, taps)
+    by_taps = functools.partial(direct_kernel_gradient, taps=taps)
     arguments = {
         "y": (direct, 2, x, kernel, bias),
-        "dx": (direct, 3, dy, reverse(kernel), np.zeros(shape[3], np.float32)),
-        "dkernel": (direct_kernel_gradient, 3, x, dy),
+        "dx": (direct_images_gradient, 3, dy, kernel),
+        "dkernel": (by_taps, 3, x, dy),
     }
     results = {
         "y": convolve(kernels, x, kernel, bias),
         "dx": convolve(kernels, dy, kernel, None, reverse=True),
-        "dkernel": kernel_gradient(kernels, x, dy),
+        "dkernel": kernel_gradient(kernels, x, dy, taps),
     }
     for name, (function, factor, *arrays) in arguments.items():
         found, naive, truth = results[name], function(*arrays), function(*(a.astype(np.float64) for a in arrays))
         # Of a sum of terms of random signs; those beyond the edges cancel in the transformed domain only.
         columns = arrays[1].reshape(-1, arrays[1].shape[-1])
+        if name == "dx":
+            columns = kernel.transpose(0, 1, 3, 2).reshape(-1, shape[3])
         size = np.sqrt(np.square(arrays[0]).mean()) * np.linalg.norm(columns, axis=0).max()
         assert np.isfinite(found).all()
         error, allowed = (np.abs(values - truth).max() for values in (found, naive))
         # The floor: a few roundings of sums of such size, for few channels, where the naive form is all but exact.
         floor = 4 * 2.0**-23 * size
-        print(f"{shape} {name}: error {error:.3e}, naive {allowed:.3e}, ratio {error / (allowed or 1):.2f}")
-        assert error <= factor * allowed + floor, f"{name} of {shape}: error {error:.3e}, naive {allowed:.3e}"
+        print(f"{shape} {taps} {name}: error {error:.3e}, naive {allowed:.3e}, ratio {error / (allowed or 1):.2f}")
+        assert error <= factor * allowed + floor, f"{name} of {shape}, {taps}: error {error:.3e}, naive {allowed:.3e}"
 
 
+@pytest.mark.parametrize("taps", TAPS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_float64(kernels, rng, shape):
-    check(kernels, rng, shape)
+def test_against_float64(kernels, rng, shape, taps):
+    check(kernels, rng, shape, taps)
 
 
 def check_cuts(kernels: ctypes.CDLL, rng: np.random.Generator) -> None:
-    for shape in ((2, 9, 8, 24, 40), (3, 16, 15, 70, 33)):
-        x, kernel, bias, dy = drawn(rng, shape)
+    for shape, taps in itertools.product(((2, 9, 8, 24, 40), (3, 16, 15, 70, 33)), TAPS):
+        x, kernel, bias, dy = drawn(rng, shape, taps)
+        y, dkernel = convolve(kernels, x, kernel, bias), kernel_gradient(kernels, x, dy, taps)
         for size in (1, 5, 64):
-            np.testing.assert_array_equal(
-                convolve(kernels, x, kernel, bias, size=size), convolve(kernels, x, kernel, bias)
-            )
-            np.testing.assert_array_equal(kernel_gradient(kernels, x, dy, size=size), kernel_gradient(kernels, x, dy))
+            np.testing.assert_array_equal(convolve(kernels, x, kernel, bias, size=size), y)
+            np.testing.assert_array_equal(kernel_gradient(kernels, x, dy, taps, size=size), dkernel)
 
 
 def test_cuts_do_not_change_a_bit(kernels, rng):
@@ -191,10 +207,10 @@ def test_cuts_do_not_change_a_bit(kernels, rng):
 
 def check_chunks(kernels: ctypes.CDLL, rng: np.random.Generator) -> None:
     x, _, _, dy = drawn(rng, (2, 40, 40, 150, 140))
-    shape = build.WinogradShape(*x.shape, 140)
+    shape = build.WinogradShape(*x.shape, 140, 3, 3)
     sizes = [kernels.tfgen_winograd_chunk_tiles(shape, threads) for threads in (1, 4, 64)]
     assert sizes == sorted(set(sizes)), f"chunks of {sizes} tiles: too alike to test anything"
-    results = [kernel_gradient(kernels, x, dy, threads) for threads in (1, 4, 64)]
+    results = [kernel_gradient(kernels, x, dy, (3, 3), threads) for threads in (1, 4, 64)]
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])
 
@@ -204,8 +220,9 @@ def test_chunks_do_not_change_a_bit(kernels, rng):
     check_chunks(kernels, rng)
 
 
-def test_images_do_not_depend_on_their_batch(kernels, rng):
-    x, kernel, bias, _ = drawn(rng, (5, 7, 6, 20, 30))
+@pytest.mark.parametrize("taps", TAPS, ids=str)
+def test_images_do_not_depend_on_their_batch(kernels, rng, taps):
+    x, kernel, bias, _ = drawn(rng, (5, 7, 6, 20, 30), taps)
     together = convolve(kernels, x, kernel, bias)
     for index in range(5):
         np.testing.assert_array_equal(convolve(kernels, x[index : index + 1].copy(), kernel, bias)[0], together[index])
@@ -213,28 +230,43 @@ def test_images_do_not_depend_on_their_batch(kernels, rng):
 
 def test_integers_are_exact(kernels, rng):
     """Sums of few small integers, which float32 holds exactly in both domains: any wrong index shows."""
-    for shape in SHAPES:
-        x, kernel, bias, dy = (np.round(4 * array) for array in drawn(rng, shape))
+    for shape, taps in itertools.product(SHAPES, TAPS):
+        x, kernel, bias, dy = (np.round(4 * array) for array in drawn(rng, shape, taps))
         kernel *= 4  # the transform divides by 4
         np.testing.assert_array_equal(convolve(kernels, x, kernel, bias), direct(x, kernel, bias))
-        np.testing.assert_array_equal(kernel_gradient(kernels, x, dy), direct_kernel_gradient(x, dy))
+        np.testing.assert_array_equal(kernel_gradient(kernels, x, dy, taps), direct_kernel_gradient(x, dy, taps))
         np.testing.assert_array_equal(
-            convolve(kernels, dy, kernel, None, reverse=True),
-            direct(dy, reverse(kernel), np.zeros(shape[3], np.float32)),
+            convolve(kernels, dy, kernel, None, reverse=True), direct_images_gradient(dy, kernel)
         )
 
 
-def test_what_is_not_finite_stays_near(kernels, rng):
+@pytest.mark.parametrize("taps", TAPS, ids=str)
+def test_what_is_not_finite_stays_near(kernels, rng, taps):
     """It reaches the results that read its tile, and the channels of no other."""
-    x, kernel, bias, _ = drawn(rng, (2, 8, 8, 9, 20))
+    x, kernel, bias, _ = drawn(rng, (2, 9, 9, 9, 20), taps)
     clean = convolve(kernels, x, kernel, bias)
     x[0, 3, 3, 4] = np.inf
     found = convolve(kernels, x, kernel, bias)
     changed = ~(found == clean).all(axis=-1)
-    assert not np.isfinite(found[0, 2:5, 2:5]).any(), "results that multiply infinity"
+    rows, columns = (slice(3 if count == 2 else 2, 5) for count in taps)
+    assert not np.isfinite(found[0, rows, columns]).any(), "results that multiply infinity"
     assert not changed[1].any()
     assert not changed[0, 6:].any()
     assert not changed[0, :, 6:].any()
+
+
+@pytest.mark.parametrize("taps", TAPS[1:], ids=str)
+def test_what_a_result_does_not_read_changes_its_last_bits_at_most(kernels, rng, taps):
+    """Pixels below, and for two columns right of it, cancel but for rounding."""
+    x, kernel, bias, _ = drawn(rng, (1, 12, 12, 16, 16), taps)
+    before = convolve(kernels, x, kernel, bias)
+    x[0, 7:] += 1
+    if taps[1] == 2:
+        x[0, :7, 7:] += 1
+    after = convolve(kernels, x, kernel, bias)
+    seen = np.s_[0, :7, :7] if taps[1] == 2 else np.s_[0, :7]
+    assert np.abs(after - before)[seen].max() <= 16 * 2.0**-23 * np.abs(before).max()
+    assert np.abs(after - before)[0, 7:].max() > 0.1
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -246,9 +278,9 @@ def main() -> None:
     """Checks everything with one instruction set: `python -m tests.kernels.test_winograd_cpu LIBRARY ISA`."""
     kernels = build.load_cpu_kernels(Path(sys.argv[1]))
     assert kernels.tfgen_blocksparse_cpu_isa().decode() == sys.argv[2]
-    for shape, seed in itertools.product(SHAPES, (SEED, SEED + 1)):
-        print(shape, f"TFGEN_TEST_SEED={seed}")
-        check(kernels, np.random.default_rng(seed), shape)
+    for shape, taps, seed in itertools.product(SHAPES, TAPS, (SEED, SEED + 1)):
+        print(shape, taps, f"TFGEN_TEST_SEED={seed}")
+        check(kernels, np.random.default_rng(seed), shape, taps)
     check_cuts(kernels, np.random.default_rng(SEED))
     check_chunks(kernels, np.random.default_rng(SEED))
 

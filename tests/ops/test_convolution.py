@@ -1,7 +1,8 @@
-"""3x3 convolutions through TensorFlow: the compiled operation, the plain form, and when which of them runs."""
+"""Convolutions through TensorFlow: the compiled operations, the plain forms, and when which of them runs."""
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,13 +15,19 @@ import tensorflow as tf
 from tests.seeds import SEED
 from tfgen.ops import convolution as module
 from tfgen.ops import library
-from tfgen.ops.convolution import convolution_3x3, convolution_3x3_reference
+from tfgen.ops.convolution import (
+    causal_convolution,
+    causal_convolution_reference,
+    convolution_3x3,
+    convolution_3x3_reference,
+)
 
 ROOT = Path(__file__).parents[2]
 RANDOM = np.random.default_rng(SEED)
 needs_kernels = pytest.mark.skipif(library.load() is None, reason="the kernels are not built")
 FORMS = pytest.mark.parametrize("form", [pytest.param("compiled", marks=needs_kernels), "plain"])
-SHAPES = ((1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (3, 8, 8, 16, 48), (1, 17, 16, 40, 33), (8, 4, 4, 130, 20))
+TAPS = pytest.mark.parametrize("taps", [(3, 3), (2, 3), (2, 2)], ids=str)  # rows and columns of the kernel
+SHAPES = ((1, 1, 1, 1, 1), (2, 3, 5, 7, 9), (3, 8, 8, 16, 48), (1, 17, 16, 40, 33), (8, 4, 4, 70, 20))
 LAYER = (2, 8, 8, 24, 32)  # one that is compiled
 
 
@@ -31,15 +38,17 @@ def every_shape(monkeypatch):
     monkeypatch.setattr(module, "LEAST_SIDE", 1)
 
 
-def drawn(shape: tuple[int, ...]) -> list[tf.Tensor]:
+def drawn(shape: tuple[int, ...], taps: tuple[int, int] = (3, 3)) -> list[tf.Tensor]:
     """x, kernel, bias and upstream."""
     batch, height, width, inputs, outputs = shape
-    sizes = ((batch, height, width, inputs), (3, 3, inputs, outputs), (outputs,), (batch, height, width, outputs))
+    sizes = ((batch, height, width, inputs), (*taps, inputs, outputs), (outputs,), (batch, height, width, outputs))
     return [tf.constant(RANDOM.standard_normal(size), tf.float32) for size in sizes]
 
 
-def function(form: str):
-    return convolution_3x3 if form == "compiled" else convolution_3x3_reference
+def function(form: str, taps: tuple[int, int]):
+    if taps == (3, 3):
+        return convolution_3x3 if form == "compiled" else convolution_3x3_reference
+    return causal_convolution if form == "compiled" else causal_convolution_reference
 
 
 def value_and_gradients(form, x, kernel, bias, upstream) -> list[np.ndarray]:
@@ -52,11 +61,20 @@ def value_and_gradients(form, x, kernel, bias, upstream) -> list[np.ndarray]:
 def naive(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """Channel by channel, tap by tap, each sum rounded to the dtype."""
     _, height, width, inputs = x.shape
-    padded = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    rows, columns = kernel.shape[:2]
+    padded = tf.pad(x, [[0, 0], [1, rows - 2], [1, columns - 2], [0, 0]])
     total = tf.zeros([*x.shape[:3], kernel.shape[3]], x.dtype)
-    for i, j, channel in np.ndindex(3, 3, inputs):
+    for i, j, channel in np.ndindex(rows, columns, inputs):
         total += padded[:, i : i + height, j : j + width, channel, tf.newaxis] * kernel[i, j, channel]
     return total + bias
+
+
+@functools.cache
+def case(shape: tuple[int, ...], taps: tuple[int, int]) -> tuple[list, list, list]:
+    """Arguments, then results and gradients of `naive` in float32 and float64, for both forms."""
+    arrays = drawn(shape, taps)
+    double = (tf.cast(array, tf.float64) for array in arrays)
+    return arrays, value_and_gradients(naive, *arrays), value_and_gradients(naive, *double)
 
 
 def operations(function, *shapes: list[int | None], dtype: tf.DType = tf.float32) -> set[str]:
@@ -65,21 +83,28 @@ def operations(function, *shapes: list[int | None], dtype: tf.DType = tf.float32
     return {node.op for node in graph.as_graph_def().node}
 
 
-def layer(batch: int | None = 2, height: int | None = 8, width: int | None = 8, inputs: int = 24, outputs: int = 32):
-    return [batch, height, width, inputs], [3, 3, inputs, outputs], [outputs]
+def layer(
+    taps: tuple[int, int],
+    batch: int | None = 2,
+    height: int | None = 8,
+    width: int | None = 8,
+    inputs: int = 24,
+    outputs: int = 32,
+):
+    return [batch, height, width, inputs], [*taps, inputs, outputs], [outputs]
 
 
 # Numbers -------------------------------------------------------------------------------------------------
 
 
 @FORMS
+@TAPS
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_against_float64(every_shape, form, shape):
+def test_against_float64(every_shape, form, shape, taps):
     """An error at most twice that of sums in order, three times for gradients."""
     print(f"TFGEN_TEST_SEED={SEED}")
-    arrays = drawn(shape)
-    found, baseline = value_and_gradients(function(form), *arrays), value_and_gradients(naive, *arrays)
-    exact = value_and_gradients(naive, *(tf.cast(array, tf.float64) for array in arrays))
+    arrays, baseline, exact = case(shape, taps)
+    found = value_and_gradients(function(form, taps), *arrays)
     for name, ours, theirs, truth, factor in zip(
         ("y", "dx", "dkernel", "dbias"), found, baseline, exact, (2, 3, 3, 3), strict=True
     ):
@@ -91,8 +116,9 @@ def test_against_float64(every_shape, form, shape):
 
 
 @needs_kernels
-def test_second_derivatives(every_shape):
-    x, kernel, bias, upstream = drawn((2, 5, 4, 6, 7))
+@TAPS
+def test_second_derivatives(every_shape, taps):
+    x, kernel, bias, upstream = drawn((2, 5, 4, 6, 7), taps)
 
     def second(form) -> list[tf.Tensor]:
         with tf.GradientTape() as outer:
@@ -104,19 +130,22 @@ def test_second_derivatives(every_shape):
             total = tf.add_n([tf.reduce_sum(tf.sin(gradient)) for gradient in first])
         return outer.gradient(total, [x, kernel, upstream])
 
-    for ours, expected in zip(second(convolution_3x3), second(convolution_3x3_reference), strict=True):
+    compiled, plain = function("compiled", taps), function("plain", taps)
+    for ours, expected in zip(second(compiled), second(plain), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 @needs_kernels
-def test_repeated_and_alone():
+@TAPS
+def test_repeated_and_alone(taps):
     """The same bits every time, and for an image whatever is beside it."""
-    x, kernel, bias, upstream = drawn((16, 16, 16, 40, 48))
-    first, again = (value_and_gradients(convolution_3x3, x, kernel, bias, upstream) for _ in range(2))
+    form = function("compiled", taps)
+    x, kernel, bias, upstream = drawn((16, 16, 16, 40, 48), taps)
+    first, again = (value_and_gradients(form, x, kernel, bias, upstream) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
     for index in (0, 7, 15):
-        alone = value_and_gradients(convolution_3x3, x[index : index + 1], kernel, bias, upstream[index : index + 1])
+        alone = value_and_gradients(form, x[index : index + 1], kernel, bias, upstream[index : index + 1])
         for which in (0, 1):  # y and dx
             np.testing.assert_array_equal(alone[which][0], first[which][index])
 
@@ -132,19 +161,21 @@ def test_threads_do_not_change_a_bit(tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         results.append(np.load(path))
-    for name in ("y", "dx", "dkernel"):
+    assert len(results[0].files) == 9
+    for name in results[0].files:
         assert np.isfinite(results[0][name]).all()
         np.testing.assert_array_equal(results[1][name], results[0][name])
         np.testing.assert_array_equal(results[2][name], results[0][name])
 
 
 @needs_kernels
-def test_no_images(every_shape):
-    x, kernel, bias, upstream = drawn((0, 4, 4, 3, 5))
-    y, dx, dkernel, dbias = value_and_gradients(convolution_3x3, x, kernel, bias, upstream)
+@TAPS
+def test_no_images(every_shape, taps):
+    x, kernel, bias, upstream = drawn((0, 4, 4, 3, 5), taps)
+    y, dx, dkernel, dbias = value_and_gradients(function("compiled", taps), x, kernel, bias, upstream)
     assert y.shape == (0, 4, 4, 5)
     assert dx.shape == (0, 4, 4, 3)
-    np.testing.assert_array_equal(dkernel, np.zeros([3, 3, 3, 5]))
+    np.testing.assert_array_equal(dkernel, np.zeros([*taps, 3, 5]))
     np.testing.assert_array_equal(dbias, np.zeros([5]))
 
 
@@ -152,10 +183,11 @@ def test_no_images(every_shape):
 
 
 @needs_kernels
-def test_which_form_runs(monkeypatch):
-    compiled = {"TfgenConvolution3x3"}
-    assert operations(convolution_3x3, *layer()) & compiled
-    assert operations(convolution_3x3, *layer(batch=None)) & compiled
+@TAPS
+def test_which_form_runs(monkeypatch, taps):
+    form, compiled = function("compiled", taps), {"TfgenConvolution3x3", "TfgenCausalConvolution"}
+    assert operations(form, *layer(taps)) & compiled
+    assert operations(form, *layer(taps, batch=None)) & compiled
     for other in (
         {"height": 3},
         {"width": 2},
@@ -163,18 +195,18 @@ def test_which_form_runs(monkeypatch):
         {"inputs": 15},
         {"outputs": 3},
     ):
-        found = operations(convolution_3x3, *layer(**other))
+        found = operations(form, *layer(taps, **other))
         assert "Conv2D" in found
         assert not found & compiled
-    assert not operations(convolution_3x3, *layer(), dtype=tf.float64) & compiled
-    assert not operations(convolution_3x3, *layer(), dtype=tf.float16) & compiled
+    assert not operations(form, *layer(taps), dtype=tf.float64) & compiled
+    assert not operations(form, *layer(taps), dtype=tf.float16) & compiled
     with library.plain_tensorflow():
-        assert not operations(convolution_3x3, *layer()) & compiled
+        assert not operations(form, *layer(taps)) & compiled
     monkeypatch.setattr(module, "_gpu_visible", lambda: True)
-    assert not operations(convolution_3x3, *layer()) & compiled
+    assert not operations(form, *layer(taps)) & compiled
     monkeypatch.undo()
     monkeypatch.setenv("TFGEN_PURE_TF", "1")
-    assert not operations(convolution_3x3, *layer()) & compiled
+    assert not operations(form, *layer(taps)) & compiled
 
 
 @needs_kernels
@@ -187,6 +219,55 @@ def test_shapes_that_a_graph_does_not_know():
     )
     assert traced.get_concrete_function().output_shapes.as_list() == [None, None, None, None]
     np.testing.assert_array_equal(traced(x, kernel, bias), convolution_3x3(x, kernel, bias))
+
+
+@needs_kernels
+def test_shapes_that_a_graph_does_not_know_of_causal_convolutions():
+    operations = library.loaded().operations
+    unknown, images = tf.TensorSpec(None), tf.TensorSpec([None, None, None, 24])
+    x, kernel, bias, dy = drawn(LAYER, (2, 2))
+    for call, specs, shape, arguments, expected in (
+        (
+            operations.tfgen_causal_convolution,
+            [images, unknown, tf.TensorSpec([None])],
+            [None, None, None, None],
+            (x, kernel, bias),
+            causal_convolution(x, kernel, bias),
+        ),
+        (
+            lambda x, dy: operations.tfgen_causal_convolution_kernel_grad(x, dy, kernel_width=2),
+            [images, unknown],
+            [2, 2, 24, None],
+            (x, dy),
+            value_and_gradients(causal_convolution, x, kernel, bias, dy)[2],
+        ),
+    ):
+        traced = tf.function(call, input_signature=specs, autograph=False)
+        assert traced.get_concrete_function().output_shapes.as_list() == shape
+        np.testing.assert_array_equal(traced(*arguments), expected)
+
+
+@needs_kernels
+def test_arguments_that_do_not_fit_causal_convolutions():
+    run = library.loaded().operations
+    x, kernel, bias, dy = drawn(LAYER, (2, 3))
+    error = tf.errors.InvalidArgumentError
+    sides = r"kernel must be \[2, 2 or 3, inputs, outputs\], found"
+    for bad, arguments in (
+        (rf"{sides} \[1, 3, 24, 32\]", (x, kernel[:1], bias)),
+        (rf"{sides} \[2, 1, 24, 32\]", (x, kernel[:, :1], bias)),
+        (rf"{sides} \[3, 3, 24, 32\]", (x, drawn(LAYER)[1], bias)),
+        (r"the number of input channels must be 23 in x, found \[2, 8, 8, 24\]", (x, kernel[:, :, :23], bias)),
+    ):
+        with pytest.raises(error, match=bad):
+            run.tfgen_causal_convolution(*arguments)
+    with pytest.raises(error, match=sides):
+        run.tfgen_causal_convolution_images_grad(kernel[:1], dy)
+    for width in (1, 4):
+        with pytest.raises(error, match=rf"kernel_width must be that of a kernel .*, found {width}"):
+            run.tfgen_causal_convolution_kernel_grad(x, dy, kernel_width=width)
+    with pytest.raises(ValueError, match=r"\[2, 3, in, out\], found \(2, 1, 24, 32\); use tf.pad and tf.nn.conv2d"):
+        causal_convolution(x, kernel[:, :1], bias)
 
 
 @needs_kernels
@@ -215,22 +296,25 @@ def test_arguments_that_do_not_fit():
 
 
 @needs_kernels
-def test_xla_is_told_what_to_do():
-    arrays = drawn(LAYER)[:3]
+@TAPS
+def test_xla_is_told_what_to_do(taps):
+    form, arrays = function("compiled", taps), drawn(LAYER, taps)[:3]
     with pytest.raises(tf.errors.UnimplementedError, match=r"(?s)TFGEN_PURE_TF=1.*or set jit_compile=False"):
-        tf.function(lambda *x: convolution_3x3(*x), jit_compile=True)(*arrays)
+        tf.function(lambda *x: form(*x), jit_compile=True)(*arrays)
     with library.plain_tensorflow():
-        plain = tf.function(lambda *x: convolution_3x3(*x), jit_compile=True)(*arrays)
-    np.testing.assert_allclose(plain, convolution_3x3(*arrays), rtol=1e-4, atol=1e-4)
+        plain = tf.function(lambda *x: form(*x), jit_compile=True)(*arrays)
+    np.testing.assert_allclose(plain, form(*arrays), rtol=1e-4, atol=1e-4)
 
 
 @needs_kernels
-def test_a_graph_keeps_its_form_when_its_gradient_is_built_elsewhere(monkeypatch):
-    x, kernel, bias, upstream = drawn(LAYER)
-    expected = value_and_gradients(convolution_3x3, x, kernel, bias, upstream)[1]
+@TAPS
+def test_a_graph_keeps_its_form_when_its_gradient_is_built_elsewhere(monkeypatch, taps):
+    form = function("compiled", taps)
+    x, kernel, bias, upstream = drawn(LAYER, taps)
+    expected = value_and_gradients(form, x, kernel, bias, upstream)[1]
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = convolution_3x3(x, kernel, bias)
+        y = form(x, kernel, bias)
     monkeypatch.setenv("TFGEN_PURE_TF", "1")
     np.testing.assert_array_equal(tape.gradient(y, x, output_gradients=upstream), expected)
 
@@ -238,8 +322,13 @@ def test_a_graph_keeps_its_form_when_its_gradient_is_built_elsewhere(monkeypatch
 def main() -> None:
     """Writes results that were computed by N threads: `python -m tests.ops.test_convolution FILE N`."""
     tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[2]))
-    y, dx, dkernel, _ = value_and_gradients(convolution_3x3, *drawn((5, 31, 30, 96, 80)))
-    np.savez(sys.argv[1], y=y, dx=dx, dkernel=dkernel)
+    results = {}
+    for rows, columns in ((3, 3), (2, 3), (2, 2)):
+        form = function("compiled", (rows, columns))
+        arrays = value_and_gradients(form, *drawn((5, 31, 30, 96, 80), (rows, columns)))[:3]
+        for name, array in zip(("y", "dx", "dkernel"), arrays, strict=True):
+            results[f"{name}_{rows}x{columns}"] = array
+    np.savez(sys.argv[1], **results)
 
 
 if __name__ == "__main__":

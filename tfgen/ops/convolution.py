@@ -1,4 +1,4 @@
-"""3x3 convolutions of stride 1: compiled for the CPU where that is faster, and in plain TensorFlow."""
+"""3x3 and causal convolutions of stride 1: compiled for the CPU where that is faster, and in plain TensorFlow."""
 
 from __future__ import annotations
 
@@ -55,6 +55,56 @@ def convolution_3x3_reference(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) 
     return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=1, padding="SAME"), bias)
 
 
+def causal_convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Convolution of stride 1 that reads no row below a pixel, plus bias: the convolutions of PixelCNN++.
+
+    The image is padded with one row of zeros above and one column of zeros left of it; for a kernel 3 wide, which
+    centres on its column, with another column right of it. A kernel 2 wide reads no column right of a pixel.
+
+    The compiled operation and its gradients use Winograd's F(3x2, 2x3) and F(3x3, 2x2) on the tiles of 4x4 pixels of
+    `convolution_3x3` (Lavin & Gray, arXiv:1509.09308, section 4.1), with 16 instead of 36 products for 3x2 or 3x3
+    results. Results have the same bits every time, however many threads there are, and those of an image do not depend
+    on the rest of the batch. Against float64, from 8 channels on, the result and the gradient by `x` have 0.3 to 1.7 of
+    the error of sums of products in order, that by `kernel` 0.3 to 2.1.
+
+    Causal but for rounding: the other pixels of a tile, up to two rows below and two columns beside what a result
+    reads, cancel in exact arithmetic only. They change a result by a few units in its last place, its gradient at them
+    is of that size instead of 0, and one of them that is infinite or NaN makes it NaN. The plain form is exact there.
+
+    Which form runs is decided as in `convolution_3x3`.
+
+    Args:
+      x: [B, H, W, in], floating point; any sides, even or odd.
+      kernel: [2, 2, in, out] or [2, 3, in, out], the dtype of `x`.
+      bias: [out], the dtype of `x`.
+
+    Returns:
+      [B, H, W, out], the dtype of `x`. Differentiable any number of times.
+
+    Raises:
+      ValueError: a kernel that is not 2x2 or 2x3, or arguments that do not fit together (while a graph is built).
+      tf.errors.InvalidArgumentError: the same, where it shows only when the graph runs.
+    """
+    if kernel.shape.rank != 4 or kernel.shape[:2] not in ((2, 2), (2, 3)):
+        expected = "expected a kernel of shape [2, 2, in, out] or [2, 3, in, out]"
+        raise ValueError(f"{expected}, found {kernel.shape}; use tf.pad and tf.nn.conv2d")
+    obstacle = _obstacle(x, kernel)
+    if obstacle:
+        library.log_once(logging.INFO, f"causal convolution in plain TensorFlow: {obstacle}")
+        return causal_convolution_reference(x, kernel, bias)
+    library.log_once(logging.INFO, "causal convolutions: compiled operation for the CPU")
+    return library.loaded().operations.tfgen_causal_convolution(x, kernel, bias)
+
+
+def causal_convolution_reference(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`causal_convolution` in plain TensorFlow.
+
+    The padding is an operation of its own: results and gradients took a tenth less time than with tf.nn.conv2d's.
+    """
+    padded = tf.pad(x, [[0, 0], [1, 0], [1, kernel.shape[1] - 2], [0, 0]])
+    return tf.nn.bias_add(tf.nn.conv2d(padded, kernel, strides=1, padding="VALID"), bias)
+
+
 def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
     """Why a convolution is TensorFlow's; empty if it is compiled. The one place that decides."""
     if library.load() is None:
@@ -73,13 +123,14 @@ def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
     return ""
 
 
+# Gradients. Those by images and by kernel are linear in each of their arguments, so that theirs are convolutions and
+# such gradients again.
+
+
 @tf.RegisterGradient("TfgenConvolution3x3")
 def _gradient(operation: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     x, kernel, _ = operation.inputs
     return _images_gradient(kernel, dy), _kernel_gradient(x, dy), tf.raw_ops.BiasAddGrad(out_backprop=dy)
-
-
-# Both gradients are linear in each of their arguments, so that theirs are convolutions and such gradients again.
 
 
 @tf.RegisterGradient("TfgenConvolution3x3ImagesGrad")
@@ -104,6 +155,37 @@ def _kernel_gradient(x: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
 
 def _without_bias(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return library.loaded().operations.tfgen_convolution3x3(x, kernel, tf.zeros(tf.shape(kernel)[3:]))
+
+
+@tf.RegisterGradient("TfgenCausalConvolution")
+def _causal_gradient(operation: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    x, kernel, _ = operation.inputs
+    dkernel = _causal_kernel_gradient(x, dy, kernel.shape[1])
+    return _causal_images_gradient(kernel, dy), dkernel, tf.raw_ops.BiasAddGrad(out_backprop=dy)
+
+
+@tf.RegisterGradient("TfgenCausalConvolutionImagesGrad")
+def _gradient_of_causal_images_gradient(operation: tf.Operation, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    kernel, dy = operation.inputs
+    return _causal_kernel_gradient(upstream, dy, kernel.shape[1]), _causal_without_bias(upstream, kernel)
+
+
+@tf.RegisterGradient("TfgenCausalConvolutionKernelGrad")
+def _gradient_of_causal_kernel_gradient(operation: tf.Operation, upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    x, dy = operation.inputs
+    return _causal_images_gradient(upstream, dy), _causal_without_bias(x, upstream)
+
+
+def _causal_images_gradient(kernel: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+    return library.loaded().operations.tfgen_causal_convolution_images_grad(kernel, dy)
+
+
+def _causal_kernel_gradient(x: tf.Tensor, dy: tf.Tensor, width: int) -> tf.Tensor:
+    return library.loaded().operations.tfgen_causal_convolution_kernel_grad(x, dy, kernel_width=width)
+
+
+def _causal_without_bias(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    return library.loaded().operations.tfgen_causal_convolution(x, kernel, tf.zeros(tf.shape(kernel)[3:]))
 
 
 @functools.cache
