@@ -21,13 +21,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfgen.systems.smoothing.folded_weights import FoldedWeights, fold
-from tfgen.systems.smoothing.pixelcnn import LEVELS, PIXELS_DIVISOR, PixelCNN, concat_elu, with_ones
+from tfgen.systems.smoothing.pixelcnn import LEVELS, PIXELS_DIVISOR, PixelCNN, with_ones
 from tfgen.systems.smoothing.streams import (
     Before,
     UpLeftPixel,
     UpLeftRow,
     UpRow,
-    before_row_of_blocks,
+    before_blocks,
     below_coarse_ul,
     left_and_even,
     product,
@@ -275,7 +275,7 @@ def next_row(weights: FoldedWeights, state: State, due: int, run_ul: Callable[[B
 def before_u(weights: FoldedWeights, state: State, due: int) -> Before:
     """What `u` takes from the rows above."""
     blocks = [
-        before_row_of_blocks(stream.known, with_neighbours(concat_elu(features)), None)
+        before_blocks(features, None, with_neighbours, list(stream.known))
         for stream, features in zip(weights.u[:due], state.u[:due], strict=True)
     ]
     inputs, outputs = zip(*blocks, strict=True)
@@ -287,7 +287,7 @@ def before_ul(weights: FoldedWeights, state: State, u: UpRow) -> Before:
     """What `ul` takes from the row above and from `u`."""
     due = len(u.tops)
     blocks = [
-        before_row_of_blocks(stream.known, with_left(concat_elu(features)), tf.stack(skips))
+        before_blocks(features, tf.stack(skips), with_left, list(stream.known))
         for stream, features, skips in zip(weights.ul[:due], state.ul[:due], u.outputs, strict=True)
     ]
     inputs, outputs = zip(*blocks, strict=True)
@@ -339,21 +339,22 @@ def drawn_pixels(
         outputs=[tf.transpose(rows, [1, 0, 2, 3]) for rows in before.outputs],
     )
 
-    def four_columns(first: tf.Tensor, left: list, right: list, drawn: tf.Tensor, done: list, pixels: tf.TensorArray):
+    def four_columns(group: tf.Tensor, left: list, right: list, drawn: tf.Tensor, done: list, pixels: tf.TensorArray):
         left, right, done = list(left), list(right), list(done)
+        starts = [group * (GROUP // 2**level) for level in range(due)]
         for index, column_due in enumerate(DUE):
-            levels, column = min(due, column_due), first + index
+            levels = min(due, column_due)
+            columns = [starts[level] + index // 2**level for level in range(due)]  # of each level
             # Of the next coarser level, if it is not due: from the row above, or else from a column to the left.
-            upsized = [tf.gather(rows, column // 2 ** (due - 1)) for rows in before.upsized]
+            upsized = [tf.gather(rows, columns[-1]) for rows in before.upsized]
             upsized = upsized if levels == due else right[levels - 1 : levels]
-            new, right[: levels - 1], drawn = pixel(
-                weights.of_pixel(levels), known.of_levels(levels, upsized), left[:levels], drawn, row, column, numbers
-            )
+            of_levels = weights.of_pixel(levels), known.of_levels(levels, upsized), left[:levels]
+            new, right[: levels - 1], drawn = pixel(*of_levels, drawn, row, columns[:levels], numbers)
             left[:levels] = new
             for level, features in enumerate(new):
-                done[level] = done[level].write(column // 2**level, features)
-            pixels = pixels.write(column, drawn)
-        return first + GROUP, left, right, drawn, done, pixels
+                done[level] = done[level].write(columns[level], features)
+            pixels = pixels.write(columns[0], drawn)
+        return group + 1, left, right, drawn, done, pixels
 
     def zeros(*shape: int) -> tf.Tensor:
         return tf.zeros([*shape[:-1], tf.shape(before.first)[1], shape[-1]])
@@ -362,7 +363,7 @@ def drawn_pixels(
         return tf.TensorArray(tf.float32, count, element_shape=[*shape[:-1], batch, shape[-1]])
 
     *_, done, pixels = tf.while_loop(
-        lambda first, *_: first < width,
+        lambda group, *_: group < width // GROUP,
         four_columns,
         [
             tf.constant(0),
@@ -390,7 +391,7 @@ def run_pixel(
     left: list[tf.Tensor],
     drawn: tf.Tensor,
     row: tf.Tensor,
-    column: tf.Tensor,
+    columns: list[tf.Tensor],
     numbers: tuple[Any, ...],
 ) -> tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor]:
     """Draws a pixel.
@@ -400,19 +401,21 @@ def run_pixel(
         `upsized`, [B, F].
       left: what is kept of the column to the left, by level; see `UpLeftPixel.kept`.
       drawn: the pixel to the left, [B, C].
-      row, column: int32 scalars.
+      row: int32 scalar.
+      columns: of the pixel at each level, int32 scalars.
 
     Returns:
       What is kept of this column, by level; what the column to the right has from the next coarser level, by level; the
       pixel, [B, C].
     """
-    first, inputs, outputs = (
-        [tf.gather(rows, column // 2**level) for level, rows in enumerate(levels)]
-        for levels in ([known.first], known.inputs, known.outputs)
+    inputs, outputs = (
+        [tf.gather(rows, column) for rows, column in zip(levels, columns, strict=True)]
+        for levels in (known.inputs, known.outputs)
     )
-    downsized = [tf.gather(rows, column // 2 ** (level + 1)) for level, rows in enumerate(known.downsized)]
-    here = Before(first[0] + product(drawn, weights.first.ul_left), inputs, outputs, downsized, known.upsized)
+    downsized = [tf.gather(rows, column) for rows, column in zip(known.downsized, columns[1:], strict=True)]
+    first = tf.gather(known.first, columns[0]) + product(drawn, weights.first.ul_left)
+    here = Before(first, inputs, outputs, downsized, known.upsized)
     ul = UpLeftPixel(weights.ul, weights.between, here, left)
     parameters = product(tf.nn.elu(ul.run()), weights.head) + weights.head_bias
-    pixel = tf.ensure_shape(draw(parameters, row, column, *numbers), drawn.shape)
+    pixel = tf.ensure_shape(draw(parameters, row, columns[0], *numbers), drawn.shape)
     return [ul.kept(level) for level in range(len(left))], ul.right, pixel
