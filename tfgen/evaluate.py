@@ -45,7 +45,7 @@ def run(settings, options: Options, evaluation_options) -> int:
     from tfgen.restore import restore
 
     ranks = distribute.connect()
-    restored = restore(settings, options.run, options.weights, options.checkpoint_step)
+    restored = restore(settings, options.run, options.weights, options.checkpoint_step, evaluation_options)
     splits = restored.open_data(settings, options.data_dir)
     source = getattr(splits, options.split)
     name = f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.weights}"

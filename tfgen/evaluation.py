@@ -73,6 +73,8 @@ def sample(
 ) -> np.ndarray:
     """uint8 [count, H, W, C] on every rank: each rank draws a share; image i is the same for any number of ranks.
 
+    `system.tensors` then has those of all ranks, see `System.sample_tensors`.
+
     Args:
       source: has the images that the samples are made from, where `options` ask for such samples.
     """
@@ -85,4 +87,8 @@ def sample(
         images = system.sample(own, key.skip(first), options, callback, originals)
     else:
         images = np.zeros((0, *system.spec.shape), np.uint8)
+    system.tensors = {
+        name: ranks.gather(system.tensors[name] if own else np.zeros((0, *shape), np.float32))
+        for name, shape in system.sample_tensors(options).items()
+    }
     return ranks.gather(images)

@@ -47,7 +47,8 @@ def run(settings, options: Options) -> int:
 
     module = tf.Module()
     # The variables rather than the Keras model, whose own call functions would be traced and saved beside ours.
-    module.weights = list(restored.system.network.variables)
+    systems = [restored.system, *restored.system.companions.values()]
+    module.weights = [variable for system in systems for variable in system.network.variables]
     signatures = restored.system.signatures()
     for signature, function in signatures.items():
         setattr(module, signature, function)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
 from tfgen import runtime
 from tfgen.data.source import Splits
-from tfgen.settings import Settings
+from tfgen.settings import Settings, read_run
 from tfgen.systems import load
 from tfgen.systems.base import System
 from tfgen.training.checkpoints import Checkpoint, CheckpointError
@@ -47,13 +48,16 @@ class Restored:
         return splits
 
 
-def restore(settings: Settings, folder: str, weights: str = "ema", step: int | None = None) -> Restored:
-    """Builds the system of a run and reads its weights from a checkpoint.
+def restore(
+    settings: Settings, folder: str, weights: str = "ema", step: int | None = None, options: Any = None
+) -> Restored:
+    """Builds the system of a run, and the systems it works with, and reads their weights from checkpoints.
 
     Args:
       settings: of the run.
       weights: "ema" for the averaged weights (the raw ones where the run keeps no average), or "raw".
       step: of the checkpoint; None for the newest good one.
+      options: of the command, for `System.companion_runs`; companions have the weights of their newest checkpoints.
 
     Raises:
       CheckpointError: there is no (good) checkpoint.
@@ -79,4 +83,10 @@ def restore(settings: Settings, folder: str, weights: str = "ema", step: int | N
     if averages:
         for variable, average in zip(system.network.trainable_variables, averages[0].averages, strict=True):
             variable.assign(average)
+    system.accept_companions(
+        {
+            role: restore(read_run(run), run, weights).system
+            for role, run in system_class.companion_runs(settings.config, options).items()
+        }
+    )
     return Restored(system, checkpoint, "ema" if averages else "raw")

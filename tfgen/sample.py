@@ -1,8 +1,8 @@
 """`python -m tfgen.sample --run=DIR --count=N`: draws samples; settings and weights come from the run.
 
 Writes one PNG an image, a grid and an `.npz` (array `images`, uint8 [N, H, W, C], and `originals`, the images that the
-samples were made from, where there are any) to a folder; some systems add the file of the original code. --gif shows
-how the samples came about.
+samples were made from, where there are any) to a folder; some systems add the file of the original code, or
+`tensors.npz` with what is behind the images. --gif shows how the samples came about.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(settings, options: Options, sampling) -> int:
     from tfgen.restore import restore
 
     ranks = distribute.connect()
-    restored = restore(settings, options.run, options.weights, options.checkpoint_step)
+    restored = restore(settings, options.run, options.weights, options.checkpoint_step, sampling)
     system = restored.system
     wanted = system.images_wanted(0, options.count, sampling)  # on all ranks, so that all of them refuse
     source = _source_of(wanted, restored, settings, options) if len(wanted) else None
@@ -88,6 +88,8 @@ def run(settings, options: Options, sampling) -> int:
         grids.save_png(out / "grid.png", system.sample_grid(images, originals, sampling))
         arrays = {"images": images} | ({"originals": originals} if len(originals) else {})
         files = {"samples.npz": arrays, **system.sample_files(images, key, sampling)}
+        if system.tensors:
+            files["tensors.npz"] = system.tensors
         for file_name, contents in files.items():
             with atomic_path(out / file_name) as temporary:
                 np.savez(temporary, **contents)

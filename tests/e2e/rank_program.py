@@ -25,10 +25,11 @@ FLAGS = {
     "distaug": (*runs.TINY, *_SIZES),
     "vdvae": runs.TINY_VDVAE,
     "diffusion": _FEW,
+    "smoothing": (*runs.TINY_SMOOTHING, "--runner=ReversePixelCNNPPTrainRunner"),
     "diffusion_by_loss": (*_FEW, "--schedule_sampler=loss-second-moment"),
 }
 CHOSEN = sys.argv[1] if sys.argv[1:] else "distaug"
-BATCH_FLAG, STEPS = ("batch_size", 20) if CHOSEN.startswith("diffusion") else ("n_batch", 50)
+BATCH_FLAG, STEPS = ("batch_size", 20) if CHOSEN.startswith(("diffusion", "smoothing")) else ("n_batch", 50)
 
 
 def build(batch_size: int, ranks: int):

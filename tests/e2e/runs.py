@@ -61,6 +61,19 @@ TINY_DIFFUSION = (
     "--ema_rate=0.9",
 )
 
+TINY_SMOOTHING = (
+    "--system=smoothing",
+    "--dataset=digits",
+    "--nr_resnet=1",
+    "--nr_filters=6",
+    "--nr_logistic_mix=2",
+    "--batch_size=8",
+    "--lr=0.002",
+    "--ema=True",
+    "--ema_rate=0.9",
+    "--sample_batch=4",
+)
+
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child: the checkout first on its path, quiet, and never a launcher's rank by accident."""

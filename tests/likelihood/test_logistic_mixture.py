@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from tests.seeds import SEED
 from tfgen.likelihood import logistic_mixture as lm
-from tfgen.likelihood.logistic_mixture import EIGHT_BIT, FIVE_BIT, FIVE_BIT_EXACT, Buckets
+from tfgen.likelihood.logistic_mixture import EIGHT_BIT, EIGHT_BIT_EXACT, FIVE_BIT, FIVE_BIT_EXACT, Buckets
 
-BUCKETS = {"8 bits": EIGHT_BIT, "5 bits": FIVE_BIT, "5 bits, exact": FIVE_BIT_EXACT}
+BUCKETS = {"8 bits": EIGHT_BIT, "8 bits, exact": EIGHT_BIT_EXACT, "5 bits": FIVE_BIT, "5 bits, exact": FIVE_BIT_EXACT}
 EIGHT_BIT_LEVELS = np.arange(256) / 127.5 - 1
 FIVE_BIT_LEVELS = np.arange(0, 256, 8) / 127.5 - 1
 
@@ -76,7 +76,7 @@ def test_means_follow_the_earlier_colours():
 @pytest.mark.parametrize("buckets", BUCKETS.values(), ids=BUCKETS)
 def test_agrees_with_the_definition(buckets):
     random = np.random.RandomState(SEED + 1)
-    levels = EIGHT_BIT_LEVELS if buckets is EIGHT_BIT else FIVE_BIT_LEVELS
+    levels = EIGHT_BIT_LEVELS if buckets in (EIGHT_BIT, EIGHT_BIT_EXACT) else FIVE_BIT_LEVELS
     target = random.choice(np.concatenate([levels, np.repeat(levels[[0, -1]], 20)]), [500, 3])
     parameters = tf.constant(draw_parameters((500,), 4, spread=0.3))
     expected, expected_gradient = value_and_gradient(by_definition, parameters, target, buckets)
@@ -102,7 +102,11 @@ def test_one_colour(buckets):
 
 @pytest.mark.parametrize(
     ("buckets", "levels", "tolerance"),
-    [(FIVE_BIT_EXACT, FIVE_BIT_LEVELS, 1e-5), (EIGHT_BIT, EIGHT_BIT_LEVELS, 1e-3)],  # the latter underrates far tails
+    [
+        (FIVE_BIT_EXACT, FIVE_BIT_LEVELS, 1e-5),
+        (EIGHT_BIT_EXACT, EIGHT_BIT_LEVELS, 1e-5),
+        (EIGHT_BIT, EIGHT_BIT_LEVELS, 1e-3),  # underrates far tails
+    ],
 )
 def test_probabilities_sum_to_one(buckets, levels, tolerance):
     parameters = np.repeat(draw_parameters((20, 1), 3, channels=1), len(levels), axis=1).astype(np.float32)
@@ -123,6 +127,20 @@ def test_exact_probabilities_of_all_colours_sum_to_one():
     target = np.stack(np.meshgrid(*[FIVE_BIT_LEVELS] * 3), axis=-1).reshape(-1, 3).astype(np.float32)
     total = np.exp(lm.log_prob(tf.constant(parameters), tf.constant(target), FIVE_BIT_EXACT)).sum(dtype=np.float64)
     assert total == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("middle", [(-1, -1, -1), (1, 1, -1), (-1, 0, 1)])
+def test_exact_probabilities_of_all_colours_with_256_levels_sum_to_one(middle):
+    """Narrow components near the ends, where buckets are open: levels further off than 16 have no mass."""
+    near = [EIGHT_BIT_LEVELS[np.abs(EIGHT_BIT_LEVELS - level) < 16.5 / 127.5] for level in middle]
+    target = np.stack(np.meshgrid(*near), axis=-1).reshape(-1, 3).astype(np.float32)
+    rest = np.zeros((3, 3, 2), np.float32)  # colour; mean, log-scale, coefficient; component
+    rest[:, 0] = np.array(middle)[:, np.newaxis] + np.random.RandomState(SEED).uniform(-1, 1, (3, 2)) / 127.5
+    rest[:, 1] = -6, -5.5
+    rest[:, 2] = 0.02  # moves a mean by 2.6 levels where the colour before it is at an end
+    parameters = tf.constant([np.concatenate([[0.2, -0.3], rest.ravel()])], tf.float32) * tf.ones([len(target), 1])
+    total = np.exp(lm.log_prob(parameters, tf.constant(target), EIGHT_BIT_EXACT)).sum(dtype=np.float64)
+    assert total == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_exact_rule_holds_in_far_tails():
@@ -190,44 +208,6 @@ def test_shapes_may_be_unknown_but_for_the_last_axis():
         assert evaluate(parameters, np.zeros([*shape, 3], np.float32)).shape == shape
 
 
-def test_samples_step_by_step():
-    random = np.random.RandomState(SEED)
-    parameters = draw_parameters((6, 5), 3)
-    mixture_uniforms, logistic_uniforms = random.rand(6, 5, 3), random.rand(6, 5, 3)
-    found = lm.sample(*map(tf.constant, (parameters, mixture_uniforms, logistic_uniforms)))
-    clipped = 0
-    for i, j in np.ndindex(6, 5):
-        logits, rest = parameters[i, j, :3], parameters[i, j, 3:].reshape(3, 3, 3)
-        k = int(np.argmax(logits - np.log(-np.log(mixture_uniforms[i, j]))))
-        u = logistic_uniforms[i, j]
-        y = rest[:, 0, k] + np.exp(np.maximum(rest[:, 1, k], -7)) * (np.log(u) - np.log(1 - u))
-        a, b, c = np.tanh(rest[:, 2, k])
-        red = np.clip(y[0], -1, 1)
-        green = np.clip(y[1] + a * red, -1, 1)
-        blue = np.clip(y[2] + b * red + c * green, -1, 1)
-        clipped += red != y[0]
-        np.testing.assert_allclose(found[i, j], [red, green, blue], rtol=1e-12, atol=1e-12)
-    assert clipped  # so that the order of clipping has been seen
-
-
-def test_samples_have_the_probabilities_of_their_buckets():
-    parameters = np.array([0.4, -0.3, 0.5, -0.4, -1.5, -2.5], np.float32)  # one colour, M = 2
-    uniforms = np.random.RandomState(SEED).rand(40_000, 3).astype(np.float32)
-    repeated = tf.constant(np.tile(parameters, (40_000, 1)))
-    drawn = lm.sample(repeated, lm.open_interval(uniforms[:, :2]), lm.open_interval(uniforms[:, 2:]))
-    nearest = np.rint((drawn.numpy()[:, 0] + 1) * 127.5 / 8).clip(0, 31).astype(int)
-    target = tf.constant(FIVE_BIT_LEVELS[:, np.newaxis], tf.float32)
-    expected = np.exp(lm.log_prob(repeated[:32], target, FIVE_BIT_EXACT))
-    # Samples at 1 belong to the top bucket, from level 244 on, as rounding has it.
-    np.testing.assert_allclose(np.bincount(nearest, minlength=32) / 40_000, expected, atol=0.01)
-
-
-def test_uniforms_keep_off_the_ends():
-    found = lm.open_interval(tf.constant([0.0, 0.5, 1.0 - 2**-24]))
-    np.testing.assert_allclose(found, [1e-5, 0.5, 1 - 1e-5], rtol=1e-6)
-    assert float(found[2]) < 1
-
-
 def test_images_are_truncated():
     levels = tf.constant(EIGHT_BIT_LEVELS, tf.float32)
     np.testing.assert_array_equal(lm.to_uint8(levels + 0.9 / 127.5), np.arange(256).clip(0, 255))
@@ -239,5 +219,3 @@ def test_what_does_not_fit():
         lm.log_prob(tf.zeros([2, 13]), tf.zeros([2, 4]))
     with pytest.raises(ValueError, match=r"\[..., 10 \* M\] for M components and 3 colour\(s\), found \[2, 21\]"):
         lm.log_prob(tf.zeros([2, 21]), tf.zeros([2, 3]))
-    with pytest.raises(ValueError, match=r"mixture_uniforms of shape \[..., 2\].* \[5, 20\], found \[5, 3\]"):
-        lm.sample(tf.zeros([5, 20]), tf.ones([5, 3]) / 2, tf.ones([5, 3]) / 2)

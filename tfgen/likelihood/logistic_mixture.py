@@ -17,7 +17,6 @@ import tensorflow as tf
 
 MIN_LOG_SCALE = -7.0  # 2 levels of 256 hold nearly all of a logistic this narrow
 _MIN_MASS = 1e-5  # the published rule takes density times width for a bucket of at most this mass
-_UNIFORM_MARGIN = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +38,8 @@ class Buckets:
 
 
 EIGHT_BIT = Buckets(1 / 255)
+# The same buckets with the mass of each, however small: the probabilities of the 256 levels sum to 1.
+EIGHT_BIT_EXACT = Buckets(1 / 255, exact=True)
 # As published for 5-bit FFHQ-256. Targets (8 * floor(x / 8) - 127.5) / 127.5 are 8 / 127.5 apart, so neighbours
 # overlap by 2.8 %, and the top target, 0.945, does not reach open_above: the probabilities do not sum to 1.
 FIVE_BIT = Buckets(1 / 31)
@@ -95,7 +96,7 @@ def split_parameters(parameters: tf.Tensor, channels: int) -> Mixture:
     Raises:
       ValueError: another number of colours; a last axis that does not divide.
     """
-    logits, rest = _take_logits_off(parameters, channels)
+    logits, rest = take_logits_off(parameters, channels)
     parts = tf.unstack(rest, axis=-2)  # 2 or 3 of [..., C, M]
     return Mixture(
         logits=logits,
@@ -207,54 +208,12 @@ def bucket_log_prob(distance: tf.Tensor, log_scales: tf.Tensor, target: tf.Tenso
     return evaluate(distance, log_scales)
 
 
-def sample(parameters: tf.Tensor, mixture_uniforms: tf.Tensor, logistic_uniforms: tf.Tensor) -> tf.Tensor:
-    """Draws pixels: a component by the Gumbel maximum, then its colours in order, by inverse distribution functions.
-
-    Args:
-      parameters: floating point [..., 10 M] for three colours, [..., 3 M] for one.
-      mixture_uniforms: [..., M] in (0, 1), see `open_interval`.
-      logistic_uniforms: [..., C] in (0, 1).
-
-    Returns:
-      [..., C] in [-1, 1]. A colour is clipped before the next one depends on it.
-
-    Raises:
-      ValueError: parameters and uniforms whose last axes do not go together.
-    """
-    channels = logistic_uniforms.shape[-1]
-    logits, rest = _take_logits_off(parameters, channels)
-    components = logits.shape[-1]
-    if mixture_uniforms.shape[-1] != components:
-        raise ValueError(
-            f"expected mixture_uniforms of shape [..., {components}], one for each component of parameters of shape "
-            f"{_shape(parameters)}, found {_shape(mixture_uniforms)}"
-        )
-    gumbel = -tf.math.log(-tf.math.log(mixture_uniforms))
-    chosen = tf.argmax(logits + gumbel, axis=-1)  # [...]
-    picked = tf.gather(rest, chosen, axis=-1, batch_dims=chosen.shape.rank)  # [..., C, 2 or 3]
-    scales = tf.exp(tf.maximum(picked[..., 1], MIN_LOG_SCALE))  # [..., C]
-    noise = tf.math.log(logistic_uniforms) - tf.math.log(1 - logistic_uniforms)
-    drawn = tf.unstack(picked[..., 0] + scales * noise, axis=-1)  # C of [...]
-    if channels == 1:
-        return tf.clip_by_value(drawn[0], -1, 1)[..., tf.newaxis]
-    green_red, blue_red, blue_green = tf.unstack(tf.tanh(picked[..., 2]), axis=-1)
-    red = tf.clip_by_value(drawn[0], -1, 1)
-    green = tf.clip_by_value(drawn[1] + green_red * red, -1, 1)
-    blue = tf.clip_by_value(drawn[2] + blue_red * red + blue_green * green, -1, 1)
-    return tf.stack([red, green, blue], axis=-1)
-
-
-def open_interval(uniforms: tf.Tensor) -> tf.Tensor:
-    """Numbers of [0, 1), such as `Key.uniform` draws, in [1e-5, 1 - 1e-5): their logarithms are finite."""
-    return _UNIFORM_MARGIN + (1 - 2 * _UNIFORM_MARGIN) * uniforms
-
-
 def to_uint8(images: tf.Tensor) -> tf.Tensor:
     """[-1, 1] to uint8 of the same shape. Truncates, as published; rounding would be half a level brighter."""
     return tf.cast(tf.clip_by_value((images + 1) * 127.5, 0, 255), tf.uint8)
 
 
-def _take_logits_off(parameters: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
+def take_logits_off(parameters: tf.Tensor, channels: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The logits, [..., M], and what follows them, [..., C, 2 or 3, M]."""
     if channels not in (1, 3):
         raise ValueError(f"expected images of 1 or 3 colours, found {channels}")

@@ -61,6 +61,10 @@ class System(abc.ABC):
       sample_options_class, evaluate_options_class: frozen dataclasses of the extra flags of `tfgen.sample` and
         `tfgen.evaluate`.
       window_statistics: what is logged of a metric over several steps; see `tfgen.monitor.window.summarize`.
+
+    Attributes:
+      companions: restored systems of other runs by role, see `companion_runs`; none while a run is trained.
+      tensors: what `sample` made last beside the images, see `sample_tensors`.
     """
 
     name: ClassVar[str]
@@ -75,6 +79,8 @@ class System(abc.ABC):
     def __init__(self, config: Any, spec: ImageSpec):
         self.config, self.spec = config, spec
         self.state = tf.Module()
+        self.companions: Mapping[str, System] = {}
+        self.tensors: dict[str, np.ndarray] = {}
 
     # Before the network exists --------------------------------------------------------------------------
 
@@ -93,7 +99,22 @@ class System(abc.ABC):
     def half_precision(cls, config: Any) -> bool:
         """Whether the settings ask for 16-bit compute (`--precision=auto` follows it on a GPU)."""
 
+    @classmethod
+    def companion_runs(cls, config: Any, options: Any) -> dict[str, str]:
+        """Run folders of other systems that samples or evaluations of this one need, by role.
+
+        The commands restore them, with the same choice of weights, and hand them to `accept_companions`.
+
+        Args:
+          options: instance of `sample_options_class` or `evaluate_options_class`, or None (export).
+        """
+        del config, options
+        return {}
+
     # Training -------------------------------------------------------------------------------------------
+
+    def check_training(self) -> None:  # noqa: B027  (most systems have nothing to check)
+        """Raises `SettingsError` for settings that a new run cannot begin with. Nothing has been written yet."""
 
     @abc.abstractmethod
     def recipe(self, train_size: int, ranks: int) -> Recipe:
@@ -150,6 +171,18 @@ class System(abc.ABC):
           options: instance of `sample_options_class`.
           images: those at `images_wanted(first sample, count, options)`, uint8 [n, H, W, C].
         """
+
+    def accept_companions(self, companions: Mapping[str, System]) -> None:
+        """Takes the restored systems of `companion_runs`; raises `SettingsError` for one that does not fit."""
+        self.companions = companions
+
+    def sample_tensors(self, options: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes, without the first axis, of float32 arrays that `sample` leaves in `tensors`, one row an image.
+
+        They are gathered from all ranks and written to `tensors.npz` beside the images.
+        """
+        del options
+        return {}
 
     def default_sample_options(self) -> Any:
         """The `sample_options_class` instance of the sample grids during training."""

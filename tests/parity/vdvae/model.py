@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.parity.harness import Case, checker
 from tfgen.data.source import ImageSpec
-from tfgen.likelihood import logistic_mixture
+from tfgen.likelihood import logistic_mixture, mixture_sampling
 from tfgen.systems.vdvae import network as network_module
 from tfgen.systems.vdvae import published
 from tfgen.systems.vdvae.config import Config
@@ -151,7 +151,7 @@ def check_samples(case: Case, system: VeryDeepVAE, name: str, temperature, laten
         temperatures = [1.0 if value is None else value for value in temperatures]
     features = system.network.generate(batch, recorded_noise(case, f"{name}_eps_"), latents, temperatures)
     close(case, f"{name}_px_z", channels_first(features), FEATURES)
-    sampled = logistic_mixture.sample(
+    sampled = mixture_sampling.gumbel(
         system.network.mixture_parameters(features),
         tf.constant(case[f"{name}_u_mix"]),
         tf.constant(case[f"{name}_u_logistic"]),

@@ -1,4 +1,7 @@
-"""PixelCNN++ (Salimans et al., arXiv:1701.05517) as the network of distribution smoothing (Meng et al., arXiv:2103.15089).
+"""PixelCNN++, the network of distribution smoothing.
+
+Salimans et al., arXiv:1701.05517; Meng et al., "Improved Autoregressive Modeling with Distribution Smoothing", ICLR
+2021, arXiv:2103.15089.
 
 Letters: B batch, H and W sides of the image, h and w those of a level (H, W; half; a quarter), C colours, F filters, n
 residual blocks in a row, K logistic components. Features are channels-last, [B, h, w, F].
@@ -21,7 +24,6 @@ from tfgen.randomness import Key, host_generator
 
 LEVELS = 3
 PIXELS_DIVISOR = 2 ** (LEVELS - 1)  # sides are halved twice
-DROPOUT = 0.5
 
 # Arithmetic ------------------------------------------------------------------------------------------------
 
@@ -54,14 +56,19 @@ def down_shifted(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int =
     height, width = kernel.shape[:2]
     side = (width - 1) // 2
     padding = [[0, 0], [height - 1, 0], [side, side], [0, 0]]
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, stride, padding), bias)
+    return _valid(x, kernel, bias, stride, padding)
 
 
 def down_right_shifted(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int = 1) -> tf.Tensor:
     """Convolution that reads the pixel itself and pixels above and left of it; shapes as in `down_shifted`."""
     height, width = kernel.shape[:2]
     padding = [[0, 0], [height - 1, 0], [width - 1, 0], [0, 0]]
-    return tf.nn.bias_add(tf.nn.conv2d(x, kernel, stride, padding), bias)
+    return _valid(x, kernel, bias, stride, padding)
+
+
+def _valid(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int, padding: list[list[int]]) -> tf.Tensor:
+    # Padded by itself: with a padding that differs between sides, gradients would take TensorFlow's slow form.
+    return tf.nn.bias_add(tf.nn.conv2d(tf.pad(x, padding), kernel, stride, "VALID"), bias)
 
 
 def down_shifted_transposed(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
@@ -90,12 +97,22 @@ def _transposed(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, padding: str |
 
 def shifted_down(x: tf.Tensor) -> tf.Tensor:
     """Row i becomes row i + 1; the first row is exactly 0, without a bias."""
-    return tf.pad(x[:, :-1], [[0, 0], [1, 0], [0, 0], [0, 0]])
+    return below_zeros(x[:, :-1])
 
 
 def shifted_right(x: tf.Tensor) -> tf.Tensor:
     """Column j becomes column j + 1; the first column is exactly 0, without a bias."""
-    return tf.pad(x[:, :, :-1], [[0, 0], [0, 0], [1, 0], [0, 0]])
+    return right_of_zeros(x[:, :, :-1])
+
+
+def below_zeros(x: tf.Tensor) -> tf.Tensor:
+    """With a row of zeros above."""
+    return tf.pad(x, [[0, 0], [1, 0], [0, 0], [0, 0]])
+
+
+def right_of_zeros(x: tf.Tensor) -> tf.Tensor:
+    """With a column of zeros to the left."""
+    return tf.pad(x, [[0, 0], [0, 0], [1, 0], [0, 0]])
 
 
 def with_ones(images: tf.Tensor) -> tf.Tensor:
@@ -207,7 +224,7 @@ class GatedResnet(tf.keras.layers.Layer):
 
         Args:
           skip: [B, h, w, skips F].
-          mask: of dropout, [B, 1, 1, 2 F], 0 or 2; None for no dropout.
+          mask: of dropout, [B, 1, 1, 2 F]; None for no dropout.
         """
         hidden = self.conv_input(concat_elu(x))
         if self.nin_skip is not None:
@@ -248,10 +265,12 @@ class PixelCNN(tf.keras.Model):
       blocks: n, residual blocks in a row.
       mixtures: K, logistic components.
       seed: of the initial weights.
+      dropout: share of the feature maps that `dropout_masks` drops.
     """
 
-    def __init__(self, channels: int, filters: int, blocks: int, mixtures: int, seed: int):
+    def __init__(self, channels: int, filters: int, blocks: int, mixtures: int, seed: int, dropout: float = 0.5):
         super().__init__(name="pixelcnn")
+        self.dropout = dropout
         self.channels, self.filters, self.blocks, self.mixtures = channels, filters, blocks, mixtures
         make = Initializer(seed)
 
@@ -290,20 +309,22 @@ class PixelCNN(tf.keras.Model):
         return [block for level in levels for stream in (level.u_stream, level.ul_stream) for block in stream]
 
     def dropout_masks(self, key: Key, batch: int | tf.Tensor) -> dict[str, tf.Tensor]:
-        """Masks [B, 1, 1, 2 F] of whole feature maps, 0 or 2, by path of the residual block.
+        """Masks [B, 1, 1, 2 F] of whole feature maps, 0 or 1 / (1 - dropout), by path of the residual block.
 
         The 2 F maps before `conv_out` are dropped independently, ELU(h) and ELU(-h) of one map, too.
         """
         paths = [block.path for block in self.resnets]
         width = 2 * self.filters
-        kept = tf.cast(key.uniform([batch, len(paths) * width]) >= DROPOUT, tf.float32) / (1.0 - DROPOUT)
+        kept = tf.cast(key.uniform([batch, len(paths) * width]) >= self.dropout, tf.float32) / (1.0 - self.dropout)
         masks = tf.split(tf.reshape(kept, [-1, 1, 1, len(paths) * width]), len(paths), axis=-1)
         return dict(zip(paths, masks, strict=True))
 
     def call(
         self, images: tf.Tensor, masks: dict[str, tf.Tensor] | None = None, first_row: int | tf.Tensor = 0
     ) -> tf.Tensor:
-        """Parameters of the mixtures at the pixels from row `first_row` on, float32 [B, H - first_row, W, 10 K] or, for one colour, [.., 3 K].
+        """Parameters of the mixtures at the pixels from row `first_row` on, float32 [B, H - first_row, W, 10 K].
+
+        With one colour there are 3 K.
 
         Args:
           images: in [-1, 1] or thereabouts, float32 [B, H, W, C].
@@ -318,8 +339,9 @@ class PixelCNN(tf.keras.Model):
     def features(self, images: tf.Tensor, masks: dict[str, tf.Tensor] | None = None) -> tf.Tensor:
         """The last features of `ul`, [B, H, W, F]; arguments as in `call`."""
         x = with_ones(images)
-        u = shifted_down(self.u_init(x))
-        ul = shifted_down(self.ul_init[0](x)) + shifted_right(self.ul_init[1](x))
+        # Shifted down and right, but for the rows and columns that the shifts would throw away.
+        u = below_zeros(self.u_init(x[:, :-1]))
+        ul = below_zeros(self.ul_init[0](x[:, :-1])) + right_of_zeros(self.ul_init[1](x[:, :, :-1]))
         u_skips, ul_skips = [u], [ul]
 
         def run(block: GatedResnet, x: tf.Tensor, *skips: tf.Tensor) -> tf.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgen.data.pipeline import filled_up
-from tfgen.likelihood import logistic_mixture
+from tfgen.likelihood import logistic_mixture, mixture_sampling
 from tfgen.monitor import grids
 from tfgen.randomness import Key
 from tfgen.settings import SettingsError, flag
@@ -96,7 +96,7 @@ class Noise:
         """All numbers a function of the key."""
         return cls(
             latent_noise(key),
-            lambda purpose, shape: logistic_mixture.open_interval(key.fold(purpose).uniform(shape)),
+            lambda purpose, shape: mixture_sampling.open_interval(key.fold(purpose).uniform(shape)),
         )
 
 
@@ -122,7 +122,7 @@ def draw_images(network: VDVAE, features: tf.Tensor, uniform: Uniform) -> tf.Ten
     pixels = [tf.shape(features)[0], side, side]
     mixture = uniform("mixture", [*pixels, parameters.shape[-1] // 10])
     logistic = uniform("logistic", [*pixels, 3])
-    return logistic_mixture.to_uint8(logistic_mixture.sample(parameters, mixture, logistic))
+    return logistic_mixture.to_uint8(mixture_sampling.gumbel(parameters, mixture, logistic))
 
 
 # Samples of every kind -------------------------------------------------------------------------------------
