@@ -181,10 +181,10 @@ class IncrementalSampler:
         known_batch = None if tf.is_tensor(batch) else batch
         fits = None in (size, known_batch) or size == known_batch
         if not fits or others != [width, self.network.channels] or rows is None or rows % GROUP:
-            raise ValueError(
-                f"expected given rows of shape [{'B' if known_batch is None else batch}, a multiple of {GROUP}, {width}, "
-                f"{self.network.channels}], found {list(given.shape)}"
+            expected = (
+                f"[{'B' if known_batch is None else batch}, a multiple of {GROUP}, {width}, {self.network.channels}]"
             )
+            raise ValueError(f"expected given rows of shape {expected}, found {list(given.shape)}")
 
 
 def initial_state(network: PixelCNN, width: int, batch: int | tf.Tensor, dtype: tf.DType) -> State:
