@@ -1,3 +1,11 @@
 """Checkers of the smoothing recordings."""
 
-from tests.parity.smoothing import data, layers, likelihood, network, samplers, train  # noqa: F401  (registration)
+from tests.parity.smoothing import (  # noqa: F401  (registration)
+    data,
+    incremental,
+    layers,
+    likelihood,
+    network,
+    samplers,
+    train,
+)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfgen.systems.smoothing.pixelcnn import LEVELS, GatedResnet, PixelCNN
+from tfgen.systems.smoothing.pixelcnn import LEVELS, GatedResnet, PixelCNN, WeightNormalized
 
 
 class Known(NamedTuple):
@@ -109,46 +109,67 @@ def fold(network: PixelCNN) -> FoldedWeights:
     levels = [(network.up_layers[level], network.down_layers[LEVELS - 1 - level]) for level in range(LEVELS)]
     return FoldedWeights(
         first=_first_layers(network),
-        u=[_stream([*up.u_stream, *down.u_stream], skips_known=0) for up, down in levels],
-        ul=[_stream([*up.ul_stream, *down.ul_stream], skips_known=1) for up, down in levels],
+        u=[_stream(up.u_stream, down.u_stream, skips_known=0) for up, down in levels],
+        ul=[_stream(up.ul_stream, down.ul_stream, skips_known=1) for up, down in levels],
         between=[_between(network, level) for level in range(LEVELS - 1)],
         head=network.nin_out.kernel,
         head_bias=network.nin_out.bias.read_value(),
     )
 
 
-def _rows(kernel: tf.Tensor) -> list[tf.Tensor]:
-    """[2, t, in, out] -> two matrices [t in, out]: of the row above, and of the row itself."""
-    return tf.unstack(tf.reshape(kernel, [2, -1, kernel.shape[-1]]))
+def _kernels(layers: Sequence[WeightNormalized]) -> tf.Tensor:
+    """Kernels of layers of one shape, [L, ..., N], normalised as `pixelcnn.normalized` does, all at once."""
+    v = tf.stack([layer.v for layer in layers])
+    squares = tf.reduce_sum(tf.square(v), axis=list(range(1, v.shape.rank - 1)), keepdims=True)
+    g = tf.reshape(tf.stack([layer.g for layer in layers]), squares.shape)
+    return v * (g / tf.sqrt(squares))
 
 
-def _stream(blocks: Sequence[GatedResnet], skips_known: int) -> StreamWeights:
+def _biases(layers: Sequence[WeightNormalized]) -> tf.Tensor:
+    """[L, 1, 1, N]."""
+    return tf.stack([layer.bias for layer in layers])[:, tf.newaxis, tf.newaxis]
+
+
+def _rows(kernels: tf.Tensor) -> list[tf.Tensor]:
+    """[..., 2, t, in, out] -> two of [..., t in, out]: the row above, and the row itself."""
+    *others, _, _, _, outputs = kernels.shape
+    return tf.unstack(tf.reshape(kernels, [*others, 2, -1, outputs]), axis=-3)
+
+
+def _stream(way_up: Sequence[GatedResnet], way_down: Sequence[GatedResnet], skips_known: int) -> StreamWeights:
     """Args: skips_known: how many of the skips of a block, the first ones, are known before the row begins."""
-    known_inputs, inputs, biases = [], [], []
-    for block in blocks:
-        known, own = ([matrix] for matrix in _rows(block.conv_input.kernel))
-        bias = block.conv_input.bias.read_value()
-        if block.nin_skip is not None:
-            # The rows of its matrix: ELU(a), ELU(b), ELU(-a), ELU(-b) of skips a and b.
-            filters = block.nin_skip.kernel.shape[-1]
-            skips = tf.unstack(tf.reshape(block.nin_skip.kernel, [2, -1, filters, filters]), axis=1)
-            skips = [tf.reshape(skip, [2 * filters, filters]) for skip in skips]
-            known += skips[:skips_known]
-            own += skips[skips_known:]
-            bias += block.nin_skip.bias
-        known_inputs.append(tf.concat(known, axis=0))
-        inputs.append(tf.concat(own, axis=0))
-        biases.append(bias)
-    above, outputs = zip(*(_rows(block.conv_out.kernel) for block in blocks), strict=True)
+    groups = [_blocks(blocks, skips_known) for blocks in (way_up, way_down)]
+    return StreamWeights(
+        known=Known(*(tf.concat(part, axis=0) for part in zip(*(group.known for group in groups), strict=True))),
+        inputs=[matrix for group in groups for matrix in group.inputs],
+        outputs=[matrix for group in groups for matrix in group.outputs],
+    )
+
+
+def _blocks(blocks: Sequence[GatedResnet], skips_known: int) -> StreamWeights:
+    """Blocks of one shape."""
+    known, own = ([rows] for rows in _rows(_kernels([block.conv_input for block in blocks])))
+    bias = _biases([block.conv_input for block in blocks])
+    pointwise = [block.nin_skip for block in blocks if block.nin_skip is not None]
+    if pointwise:
+        # The rows of a matrix: ELU(a), ELU(b), ELU(-a), ELU(-b) of skips a and b.
+        matrices = _kernels(pointwise)
+        filters = matrices.shape[-1]
+        skips = tf.unstack(tf.reshape(matrices, [len(blocks), 2, -1, filters, filters]), axis=2)
+        skips = [tf.reshape(skip, [len(blocks), 2 * filters, filters]) for skip in skips]
+        known += skips[:skips_known]
+        own += skips[skips_known:]
+        bias += _biases(pointwise)
+    known_outputs, own_outputs = _rows(_kernels([block.conv_out for block in blocks]))
     return StreamWeights(
         known=Known(
-            inputs=tf.stack(known_inputs),
-            inputs_bias=tf.stack(biases)[:, tf.newaxis, tf.newaxis],
-            outputs=tf.stack(above),
-            outputs_bias=tf.stack([block.conv_out.bias for block in blocks])[:, tf.newaxis, tf.newaxis],
+            inputs=tf.concat(known, axis=1),
+            inputs_bias=bias,
+            outputs=known_outputs,
+            outputs_bias=_biases([block.conv_out for block in blocks]),
         ),
-        inputs=inputs,
-        outputs=list(outputs),
+        inputs=tf.unstack(tf.concat(own, axis=1)),
+        outputs=tf.unstack(own_outputs),
     )
 
 

@@ -21,13 +21,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfgen.systems.smoothing.folded_weights import FoldedWeights, fold
-from tfgen.systems.smoothing.pixelcnn import LEVELS, PIXELS_DIVISOR, PixelCNN, concat_elu, with_ones
+from tfgen.systems.smoothing.pixelcnn import LEVELS, PIXELS_DIVISOR, PixelCNN, with_ones
 from tfgen.systems.smoothing.streams import (
     Before,
     UpLeftPixel,
     UpLeftRow,
     UpRow,
-    before_row_of_blocks,
+    before_blocks,
     below_coarse_ul,
     left_and_even,
     product,
@@ -79,11 +79,12 @@ class IncrementalSampler:
 
     Args:
       network: see there.
+      dtype: of the computation and of the images. float64 shows what is rounding and what is not.
     """
 
-    def __init__(self, network: PixelCNN):
-        self.network = network
-        self._fold = tf.function(lambda: fold(network), autograph=False)
+    def __init__(self, network: PixelCNN, dtype: tf.DType = tf.float32):
+        self.network, self.dtype = network, dtype
+        self._fold = tf.function(self._weights, autograph=False)
         self._known_rows = tf.function(known_rows, autograph=False)
         self._drawn_rows = functools.lru_cache(maxsize=4)(_compiled_rows)
 
@@ -105,26 +106,26 @@ class IncrementalSampler:
         Args:
           height, width: H and W, multiples of 4.
           batch: B.
-          draw: called as draw(parameters, i, j, *numbers) with the parameters of the mixtures at pixel (i, j), float32
-            [B, 10 K] or, for one colour, [B, 3 K], and int32 scalars; gives the pixels, float32 [B, C].
+          draw: called as draw(parameters, i, j, *numbers) with the parameters of the mixtures at pixel (i, j), of dtype
+            [B, 10 K] or, for one colour, [B, 3 K], and int32 scalars; gives the pixels, [B, C].
           numbers: tensors, or nests of them.
-          given: known rows above the first one, float32 [B, any multiple of 4, W, C].
+          given: known rows above the first one, [B, any multiple of 4, W, C].
           progress: called after every four rows, with the images so far (0 where not drawn yet).
 
         Returns:
-          float32 [B, H, W, C], without the given rows.
+          [B, H, W, C] of the dtype, without the given rows.
 
         Raises:
           ValueError: sides that are not multiples of 4; given rows of another shape.
         """
-        self._check(height, width, given)
-        weights, state = self._fold(), initial_state(self.network, width, batch)
+        self._check(height, width, batch, given)
+        weights, state = self._fold(), initial_state(self.network, width, batch, self.dtype)
         if given is not None:
-            rows = rows_first(given)
+            rows = tf.cast(rows_first(given), self.dtype)
             for first in range(0, rows.shape[0], GROUP):
                 state = self._known_rows(weights, state, rows[first : first + GROUP])
         four_rows = self._drawn_rows(draw)
-        images = np.zeros([height, width, batch, self.network.channels], np.float32)
+        images = np.zeros([height, width, batch, self.network.channels], self.dtype.as_numpy_dtype)
         for first in range(0, height, GROUP):
             state, rows = four_rows(weights, numbers, state, tf.constant(first))
             images[first : first + GROUP] = rows.numpy()
@@ -145,10 +146,10 @@ class IncrementalSampler:
 
         Arguments and result as of `sample`; `batch` may be a tensor, and the batch of `given` unknown.
         """
-        self._check(height, width, given)
-        weights, state = fold(self.network), initial_state(self.network, width, batch)
+        self._check(height, width, batch, given)
+        weights, state = self._weights(), initial_state(self.network, width, batch, self.dtype)
         if given is not None:
-            rows = rows_first(given)
+            rows = tf.cast(rows_first(given), self.dtype)
             _, state = tf.while_loop(
                 lambda first, _: first < rows.shape[0],
                 lambda first, state: (first + GROUP, known_rows(weights, state, rows[first : first + GROUP])),
@@ -163,29 +164,34 @@ class IncrementalSampler:
             return first + GROUP, state, drawn.write(first // GROUP, rows)
 
         shape = [GROUP, *state.pixels.shape[1:3], self.network.channels]
-        drawn = tf.TensorArray(tf.float32, height // GROUP, element_shape=shape)
+        drawn = tf.TensorArray(self.dtype, height // GROUP, element_shape=shape)
         loop = [tf.constant(0), state, drawn]
         _, _, drawn = tf.while_loop(lambda first, *_: first < height, four_rows, loop, parallel_iterations=1)
         return tf.transpose(drawn.concat(), [2, 0, 1, 3])
 
-    def _check(self, height: int, width: int, given: tf.Tensor | None) -> None:
+    def _weights(self) -> FoldedWeights:
+        return tf.nest.map_structure(lambda weights: tf.cast(weights, self.dtype), fold(self.network))
+
+    def _check(self, height: int, width: int, batch: int | tf.Tensor, given: tf.Tensor | None) -> None:
         if height % GROUP or width % GROUP or min(height, width) < GROUP:
             raise ValueError(f"expected sides that are multiples of {GROUP}, found {height} x {width}")
         if given is None:
             return
-        _, rows, *others = given.shape
-        if others != [width, self.network.channels] or rows is None or rows % GROUP:
-            raise ValueError(
-                f"expected given rows of shape [B, a multiple of {GROUP}, {width}, {self.network.channels}], found "
-                f"{list(given.shape)}"
+        size, rows, *others = given.shape
+        known_batch = None if tf.is_tensor(batch) else batch
+        fits = None in (size, known_batch) or size == known_batch
+        if not fits or others != [width, self.network.channels] or rows is None or rows % GROUP:
+            expected = (
+                f"[{'B' if known_batch is None else batch}, a multiple of {GROUP}, {width}, {self.network.channels}]"
             )
+            raise ValueError(f"expected given rows of shape {expected}, found {list(given.shape)}")
 
 
-def initial_state(network: PixelCNN, width: int, batch: int | tf.Tensor) -> State:
+def initial_state(network: PixelCNN, width: int, batch: int | tf.Tensor, dtype: tf.DType) -> State:
     """The state above the first row: nothing is there."""
 
     def zeros(*shape: int | tf.Tensor) -> tf.Tensor:
-        return tf.zeros(shape)
+        return tf.zeros(shape, dtype)
 
     widths = [width >> level for level in range(LEVELS)]
     slots = [2 * (2 * network.blocks + (level < LEVELS - 1)) for level in range(LEVELS)]
@@ -275,7 +281,7 @@ def next_row(weights: FoldedWeights, state: State, due: int, run_ul: Callable[[B
 def before_u(weights: FoldedWeights, state: State, due: int) -> Before:
     """What `u` takes from the rows above."""
     blocks = [
-        before_row_of_blocks(stream.known, with_neighbours(concat_elu(features)), None)
+        before_blocks(features, None, with_neighbours, list(stream.known))
         for stream, features in zip(weights.u[:due], state.u[:due], strict=True)
     ]
     inputs, outputs = zip(*blocks, strict=True)
@@ -287,7 +293,7 @@ def before_ul(weights: FoldedWeights, state: State, u: UpRow) -> Before:
     """What `ul` takes from the row above and from `u`."""
     due = len(u.tops)
     blocks = [
-        before_row_of_blocks(stream.known, with_left(concat_elu(features)), tf.stack(skips))
+        before_blocks(features, tf.stack(skips), with_left, list(stream.known))
         for stream, features, skips in zip(weights.ul[:due], state.ul[:due], u.outputs, strict=True)
     ]
     inputs, outputs = zip(*blocks, strict=True)
@@ -300,7 +306,7 @@ def before_ul(weights: FoldedWeights, state: State, u: UpRow) -> Before:
         for coarse, between in zip(state.ul_coarse[due - 1 : due], weights.between[due - 1 : due], strict=True)
     ]
     first = product(_read_pixels(state.pixels[1:]), weights.first.ul_above)
-    has_left = np.float32(np.arange(first.shape[0]) > 0)[:, np.newaxis, np.newaxis]
+    has_left = tf.constant(np.arange(first.shape[0]) > 0, first.dtype)[:, tf.newaxis, tf.newaxis]
     return Before(first + has_left * weights.first.ul_left_exists, list(inputs), list(outputs), downsized, upsized)
 
 
@@ -339,30 +345,31 @@ def drawn_pixels(
         outputs=[tf.transpose(rows, [1, 0, 2, 3]) for rows in before.outputs],
     )
 
-    def four_columns(first: tf.Tensor, left: list, right: list, drawn: tf.Tensor, done: list, pixels: tf.TensorArray):
+    def four_columns(group: tf.Tensor, left: list, right: list, drawn: tf.Tensor, done: list, pixels: tf.TensorArray):
         left, right, done = list(left), list(right), list(done)
+        starts = [group * (GROUP // 2**level) for level in range(due)]
         for index, column_due in enumerate(DUE):
-            levels, column = min(due, column_due), first + index
+            levels = min(due, column_due)
+            columns = [starts[level] + index // 2**level for level in range(due)]  # of each level
             # Of the next coarser level, if it is not due: from the row above, or else from a column to the left.
-            upsized = [tf.gather(rows, column // 2 ** (due - 1)) for rows in before.upsized]
+            upsized = [tf.gather(rows, columns[-1]) for rows in before.upsized]
             upsized = upsized if levels == due else right[levels - 1 : levels]
-            new, right[: levels - 1], drawn = pixel(
-                weights.of_pixel(levels), known.of_levels(levels, upsized), left[:levels], drawn, row, column, numbers
-            )
+            of_levels = weights.of_pixel(levels), known.of_levels(levels, upsized), left[:levels]
+            new, right[: levels - 1], drawn = pixel(*of_levels, drawn, row, columns[:levels], numbers)
             left[:levels] = new
             for level, features in enumerate(new):
-                done[level] = done[level].write(column // 2**level, features)
-            pixels = pixels.write(column, drawn)
-        return first + GROUP, left, right, drawn, done, pixels
+                done[level] = done[level].write(columns[level], features)
+            pixels = pixels.write(columns[0], drawn)
+        return group + 1, left, right, drawn, done, pixels
 
     def zeros(*shape: int) -> tf.Tensor:
-        return tf.zeros([*shape[:-1], tf.shape(before.first)[1], shape[-1]])
+        return tf.zeros([*shape[:-1], tf.shape(before.first)[1], shape[-1]], before.first.dtype)
 
     def array(count: int, *shape: int) -> tf.TensorArray:
-        return tf.TensorArray(tf.float32, count, element_shape=[*shape[:-1], batch, shape[-1]])
+        return tf.TensorArray(before.first.dtype, count, element_shape=[*shape[:-1], batch, shape[-1]])
 
     *_, done, pixels = tf.while_loop(
-        lambda first, *_: first < width,
+        lambda group, *_: group < width // GROUP,
         four_columns,
         [
             tf.constant(0),
@@ -390,7 +397,7 @@ def run_pixel(
     left: list[tf.Tensor],
     drawn: tf.Tensor,
     row: tf.Tensor,
-    column: tf.Tensor,
+    columns: list[tf.Tensor],
     numbers: tuple[Any, ...],
 ) -> tuple[list[tf.Tensor], list[tf.Tensor], tf.Tensor]:
     """Draws a pixel.
@@ -400,19 +407,21 @@ def run_pixel(
         `upsized`, [B, F].
       left: what is kept of the column to the left, by level; see `UpLeftPixel.kept`.
       drawn: the pixel to the left, [B, C].
-      row, column: int32 scalars.
+      row: int32 scalar.
+      columns: of the pixel at each level, int32 scalars.
 
     Returns:
       What is kept of this column, by level; what the column to the right has from the next coarser level, by level; the
       pixel, [B, C].
     """
-    first, inputs, outputs = (
-        [tf.gather(rows, column // 2**level) for level, rows in enumerate(levels)]
-        for levels in ([known.first], known.inputs, known.outputs)
+    inputs, outputs = (
+        [tf.gather(rows, column) for rows, column in zip(levels, columns, strict=True)]
+        for levels in (known.inputs, known.outputs)
     )
-    downsized = [tf.gather(rows, column // 2 ** (level + 1)) for level, rows in enumerate(known.downsized)]
-    here = Before(first[0] + product(drawn, weights.first.ul_left), inputs, outputs, downsized, known.upsized)
+    downsized = [tf.gather(rows, column) for rows, column in zip(known.downsized, columns[1:], strict=True)]
+    first = tf.gather(known.first, columns[0]) + product(drawn, weights.first.ul_left)
+    here = Before(first, inputs, outputs, downsized, known.upsized)
     ul = UpLeftPixel(weights.ul, weights.between, here, left)
     parameters = product(tf.nn.elu(ul.run()), weights.head) + weights.head_bias
-    pixel = tf.ensure_shape(draw(parameters, row, column, *numbers), drawn.shape)
+    pixel = tf.ensure_shape(draw(parameters, row, columns[0], *numbers), drawn.shape)
     return [ul.kept(level) for level in range(len(left))], ul.right, pixel

@@ -11,7 +11,6 @@ Letters as in `pixelcnn` and `folded_weights`.
 from __future__ import annotations
 
 import abc
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +19,9 @@ import tensorflow as tf
 from tfgen.ops.traced import traced_once
 from tfgen.systems.smoothing.folded_weights import BetweenLevels, Known, StreamWeights
 from tfgen.systems.smoothing.pixelcnn import LEVELS, concat_elu
+
+# From features of a row to the same at each column that a kernel reads.
+Columns = Callable[[tf.Tensor], list[tf.Tensor]]
 
 # Arithmetic of rows ----------------------------------------------------------------------------------------
 
@@ -85,18 +87,23 @@ class Before(NamedTuple):
         return Before(self.first, self.inputs[:due], self.outputs[:due], self.downsized[: due - 1], upsized)
 
 
-def before_row_of_blocks(known: Known, read: list[tf.Tensor], skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """What the blocks of a stream take from the row above.
+@traced_once
+def before_blocks(
+    features: tf.Tensor, skip: tf.Tensor | None, columns: Columns, weights: list[tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What the blocks of a stream at a level take from the row above.
 
     Args:
-      read: concat_elu of inputs and hidden features of the row above at the columns that a kernel reads, t of
-        [2 L, w, B, 2 F].
-      skip: of `nin_skip`, in the row itself, [L, w, B, F].
+      features: inputs and hidden features of the row above, [2 L, w, B, F].
+      skip: of `nin_skip`, in the row itself, [L, w, B, F], or None.
+      columns: which ones a kernel reads.
+      weights: those of `Known`.
 
     Returns:
       [L, w, B, F] and [L, w, B, 2 F].
     """
-    inputs, hidden = tf.split(tf.concat(read, axis=-1), 2)
+    known = Known(*weights)
+    inputs, hidden = tf.split(tf.concat(columns(concat_elu(features)), axis=-1), 2)
     if skip is not None:
         inputs = tf.concat([inputs, concat_elu(skip)], axis=-1)
     return (
@@ -117,8 +124,8 @@ def _products(rows: tf.Tensor, matrices: tf.Tensor) -> tf.Tensor:
 
 def residual_block(
     x: tf.Tensor,
-    skip: tf.Tensor | None,
-    columns: list[Callable[[tf.Tensor], list[tf.Tensor]]],
+    read_x: tf.Tensor,
+    read_hidden: Callable[[tf.Tensor], tf.Tensor],
     matrices: list[tf.Tensor],
     known: list[tf.Tensor],
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -126,24 +133,30 @@ def residual_block(
 
     Args:
       x: [..., F].
-      skip: of the same stream, [..., F], or None.
-      columns: of `conv_input` and `conv_out`, from concat_elu of features to the columns that the kernel reads.
-      matrices: of the same.
+      read_x: what `conv_input` and `nin_skip` read in this row, [..., in].
+      read_hidden: from the features before `conv_out` to what it reads in this row, [..., in].
+      matrices: of `conv_input` and `conv_out`.
       known: what the same take from before the row, [..., F] and [..., 2 F].
 
     Returns:
       The hidden features before `conv_out`, and the output, [..., F].
     """
-    read = columns[0](concat_elu(x))
-    if skip is not None:
-        read = [*read, concat_elu(skip)]
-    hidden = product(tf.concat(read, axis=-1), matrices[0]) + known[0]
-    out = product(tf.concat(columns[1](concat_elu(hidden)), axis=-1), matrices[1]) + known[1]
-    values, gates = tf.split(out, 2, axis=-1)
+    hidden = product(read_x, matrices[0]) + known[0]
+    values, gates = tf.split(product(read_hidden(hidden), matrices[1]) + known[1], 2, axis=-1)
     return hidden, x + values * tf.sigmoid(gates)
 
 
-_row_block = traced_once(residual_block)  # a row has as many operations for each block as a pixel, which are many
+@traced_once
+def _row_block(
+    x: tf.Tensor, skip: tf.Tensor | None, columns: Columns, matrices: list[tf.Tensor], known: list[tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """`residual_block` of a row, [w, B, F]."""
+
+    def read(features: tf.Tensor) -> tf.Tensor:
+        return tf.concat(columns(concat_elu(features)), axis=-1)
+
+    read_x = read(x) if skip is None else tf.concat([read(x), concat_elu(skip)], axis=-1)
+    return residual_block(x, read_x, read, matrices, known)
 
 
 class Stream(abc.ABC):
@@ -243,7 +256,7 @@ class UpRow(Stream):
         self.tops_above, self.below = tops_above, list(tops_above)
 
     def residual(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return _row_block(x, skip, [with_neighbours] * 2, self._matrices(level, index), self.known[level][index])
+        return _row_block(x, skip, with_neighbours, self._matrices(level, index), self.known[level][index])
 
     def downsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
         between = self.between[level]
@@ -267,7 +280,7 @@ class UpLeftRow(Stream):
     """A row of `ul` of which all pixels are known."""
 
     def residual(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        return _row_block(x, skip, [with_left] * 2, self._matrices(level, index), self.known[level][index])
+        return _row_block(x, skip, with_left, self._matrices(level, index), self.known[level][index])
 
     def downsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
         return product(left_and_even(x), self.between[level].down_ul) + self.before.downsized[level]
@@ -278,6 +291,8 @@ class UpLeftRow(Stream):
 
 class UpLeftPixel(Stream):
     """`ul` at one pixel.
+
+    Operations count here, more than what they compute: ELU is taken of all that a matrix is multiplied by, at once.
 
     Args:
       left: of the column to the left, by level, what `kept` gave.
@@ -290,14 +305,33 @@ class UpLeftPixel(Stream):
         self, blocks: list[StreamWeights], between: list[BetweenLevels], before: Before, left: list[tf.Tensor]
     ):
         super().__init__(blocks, between, before)
-        self.left = left
-        self.left_features = [tf.unstack(concat_elu(column)) for column in left]
+        self.left = [tf.unstack(column) for column in left]
         self.right: list[tf.Tensor] = []
+        self._negatives = {
+            x.ref(): negative
+            for column, level in zip(left, self.left, strict=True)
+            for x, negative in zip(level, tf.unstack(-column), strict=True)
+        }
 
     def residual(self, level: int, index: int, x: tf.Tensor, skip: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        slots = (index, len(self.known[level]) + index)
-        columns = [functools.partial(_beside, self.left_features[level][slot]) for slot in slots]
-        return residual_block(x, skip, columns, self._matrices(level, index), self.known[level][index])
+        left_x, left_hidden = self.left[level][index], self.left[level][len(self.known[level]) + index]
+        read_x = self._read([left_x, x] if skip is None else [left_x, x, skip])
+        return residual_block(
+            x,
+            read_x,
+            lambda hidden: self._read([left_hidden, hidden]),
+            self._matrices(level, index),
+            self.known[level][index],
+        )
+
+    def _read(self, features: list[tf.Tensor]) -> tf.Tensor:
+        """concat_elu of each of them, [B, F] each, one after the other."""
+        signed = []
+        for x in features:
+            if x.ref() not in self._negatives:
+                self._negatives[x.ref()] = -x  # of an input it is needed again, of a block that it skips to
+            signed += [x, self._negatives[x.ref()]]
+        return tf.nn.elu(tf.concat(signed, axis=-1))
 
     def downsize(self, level: int, x: tf.Tensor) -> tf.Tensor:
         top = self.left[level][2 * len(self.known[level])]
@@ -313,7 +347,3 @@ class UpLeftPixel(Stream):
     def kept(self, level: int) -> tf.Tensor:
         """Also the last features of the way up and, below the finest level, down: [2 L + 1 or 2 L + 2, B, F]."""
         return tf.stack([*self.inputs[level], *self.hidden[level], self.tops[level], *self.coarse[level]])
-
-
-def _beside(left: tf.Tensor, features: tf.Tensor) -> list[tf.Tensor]:
-    return [left, features]
