@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfgen.ops.concat_elu import concat_elu
 from tfgen.ops.traced import traced_once
 from tfgen.systems.smoothing.folded_weights import BetweenLevels, Known, StreamWeights
-from tfgen.systems.smoothing.pixelcnn import LEVELS, concat_elu
+from tfgen.systems.smoothing.pixelcnn import LEVELS
 
 # Arithmetic of rows ----------------------------------------------------------------------------------------
 
