@@ -137,7 +137,7 @@ def test_denoising_in_one_step(stage1, tmp_path, call):
         results[kind] = drawn(tmp_path / kind)
     np.testing.assert_array_equal(results["gradient"]["smoothed"], results["full_gradient"]["smoothed"])
     assert np.abs(results["gradient"]["samples"] - results["full_gradient"]["samples"]).max() > 1e-4
-    output = call("sample", *common, f"--out={tmp_path / 'none'}", expect=1)
+    output = call("sample", *common, f"--out={tmp_path / 'none'}", expect=2)
     assert "--denoise=gradient" in output
     call("sample", f"--run={stage1}", "--count=3", "--sampler=gumbel", f"--out={tmp_path / 'gumbel'}")
     assert set(drawn(tmp_path / "gumbel")) == {"images", "smoothed"}
@@ -157,7 +157,7 @@ def test_denoising_in_one_step(stage1, tmp_path, call):
 def test_handed_over_files_that_do_not_fit(stage2, array, message, tmp_path, call):
     np.save(tmp_path / "smoothed.npy", array)
     arguments = (f"--noisy_samples_path={tmp_path / 'smoothed.npy'}", f"--out={tmp_path / 'out'}")
-    output = call("sample", f"--run={stage2}", "--count=2", *arguments, expect=1)
+    output = call("sample", f"--run={stage2}", "--count=2", *arguments, expect=2)
     assert message in output
     assert not (tmp_path / "out").exists()
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from tfgen.data.pipeline import filled_up
 from tfgen.likelihood import gaussian
 from tfgen.likelihood.bits import bits_per_dim
 from tfgen.randomness import Key
@@ -55,10 +54,13 @@ def loss_metrics(stage: Stage, nats: tf.Tensor, dims: int) -> dict[str, tf.Tenso
 
 
 class Evaluator:
-    """Evaluates a system. All batches, draws and calls share one compiled function."""
+    """Evaluates a system. All batches, of any size, and all draws share one compiled function."""
 
     def __init__(self, system: DistributionSmoothing):
         self._system = system
+        numbers = [tf.TensorSpec([2], tf.int32), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64)]
+        signature = [tf.TensorSpec([None, *system.spec.shape], tf.uint8), *numbers]
+        self._compiled = tf.function(self._terms_in_graph, input_signature=signature, autograph=False)
 
     def evaluate(self, batches: Iterable[dict[str, np.ndarray]], options: EvaluateOptions) -> dict[str, float]:
         """Means over the images of what `image_metrics` gives, and "examples". See `System.evaluate`."""
@@ -68,10 +70,10 @@ class Evaluator:
         for batch in batches:
             images = batch["image"]
             examples += len(images)
-            size = max(size, len(images))  # a short last batch is filled up: one compiled function serves all
-            metrics = self.image_metrics(filled_up(images, size), int(batch["index"][0]), options)
+            size = max(size, len(images))
+            metrics = self.image_metrics(images, int(batch["index"][0]), options)
             for name, column in columns.items():
-                column.append(metrics[name][: len(images)])
+                column.append(metrics[name])
             if len(images) == size:
                 whole.append(metrics[own].mean())
         # A rank without images counts as none of them in the mean over ranks, whatever it reports.
@@ -127,11 +129,10 @@ class Evaluator:
     def _terms(self, images: np.ndarray, first: int, noise_seed: int, draw: int) -> Terms:
         key = Key.create(noise_seed, "evaluation")
         numbers = tf.constant(first, tf.int64), tf.constant(draw, tf.int64)
-        own, prior, log_q = self._compiled(images, key.seed, *numbers)
+        own, prior, log_q = self._compiled(tf.constant(images), key.seed, *numbers)
         return Terms(*(value.numpy().astype(np.float64) for value in (own, prior, log_q)))
 
-    @tf.function(autograph=False)
-    def _compiled(
+    def _terms_in_graph(
         self, images: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, draw: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         system, clean = self._system, data.scaled(images)

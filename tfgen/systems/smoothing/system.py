@@ -52,7 +52,7 @@ class DistributionSmoothing(System):
             spec.channels, config.nr_filters, config.nr_resnet, config.nr_logistic_mix, config.seed, config.dropout
         )
         self.sampler = Sampler(self)
-        self._evaluator = Evaluator(self)
+        self.evaluator = Evaluator(self)
 
     # Before the network exists --------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class DistributionSmoothing(System):
         self, batches: Iterable[dict[str, np.ndarray]], options: EvaluateOptions, folder: pathlib.Path
     ) -> dict[str, float]:
         """Likelihoods. See `System.evaluate`."""
-        return self._evaluator.evaluate(batches, options)
+        return self.evaluator.evaluate(batches, options)
 
     def signatures(self) -> dict[str, tf.types.experimental.GenericFunction]:
         return exported.signatures(self)
