@@ -54,9 +54,9 @@ TFGEN_INLINE Vec larger(Vec a, Vec b) {
 #endif
 }
 
-// exp(x) for x <= 88 with an error of about 1 ulp; 0 below -87 (where the result would soon be subnormal), NaN for NaN.
-// Argument reduction and polynomial of Cephes' expf: x = n log 2 + r, exp(x) = 2^n exp(r).
-TFGEN_INLINE Vec exponential(Vec x) {
+// exp(r) - 1 where x = n log 2 + r, by argument reduction and polynomial of Cephes' expf; *power, moved to the exponent of
+// a float, adds n to it.
+TFGEN_INLINE Vec reduced_exponential_minus_one(Vec x, Bits* power) {
   const Vec shift = broadcast(12582912.0f);  // 1.5 * 2^23: adding it leaves round(y) in the lowest bits
   const Vec shifted = multiply_add(x, broadcast(1.44269504088896341f), shift);
   const Vec n = shifted - shift;
@@ -68,9 +68,23 @@ TFGEN_INLINE Vec exponential(Vec x) {
   p = multiply_add(p, r, broadcast(4.1665795894e-2f));
   p = multiply_add(p, r, broadcast(1.6666665459e-1f));
   p = multiply_add(p, r, broadcast(5.0000001201e-1f));
-  p = multiply_add(p, r * r, r) + 1.0f;
-  const Vec scaled = (Vec)((Bits)p + ((Bits)shifted << 23));
-  return x < -87.0f ? Vec{} : scaled;
+  *power = (Bits)shifted << 23;
+  return multiply_add(p, r * r, r);
+}
+
+// exp(x) for x <= 88 with an error of about 1 ulp; 0 below -87 (where the result would soon be subnormal), NaN for NaN.
+TFGEN_INLINE Vec exponential(Vec x) {
+  Bits power;
+  const Vec p = reduced_exponential_minus_one(x, &power) + 1.0f;
+  return x < -87.0f ? Vec{} : (Vec)((Bits)p + power);
+}
+
+// exp(x) - 1 for x <= 88, to a few ulp near 0, too; -1 below -87, NaN for NaN.
+TFGEN_INLINE Vec exponential_minus_one(Vec x) {
+  Bits power;
+  const Vec p = reduced_exponential_minus_one(x, &power);
+  const Vec scale = (Vec)((Bits)broadcast(1.0f) + power);
+  return x < -87.0f ? broadcast(-1.0f) : multiply_add(p, scale, scale - 1.0f);
 }
 
 // Element types of tensors: how kLanes of them turn into floats and back.

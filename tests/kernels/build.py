@@ -17,7 +17,7 @@ CPU_SOURCES = (
     ),
     *(
         f"kernels/{name}/{name}_cpu{suffix}.cc"
-        for name in ("gelu", "group_norm", "winograd")
+        for name in ("concat_elu", "gelu", "group_norm", "winograd")
         for suffix in ("", "_portable", "_avx2", "_avx512")
     ),
 )
@@ -170,6 +170,9 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
     for name, pointers in (("forward", 2), ("backward", 3)):
         function = getattr(loaded, f"tfgen_gelu_{name}_cpu")
         function.argtypes = [*[ctypes.c_void_p] * pointers, ctypes.c_int64]
+        function.restype = None
+        function = getattr(loaded, f"tfgen_concat_elu_{name}_cpu")
+        function.argtypes = [*[ctypes.c_void_p] * pointers, ctypes.c_int64, ctypes.c_int64]
         function.restype = None
     for name in ("units", "scratch"):
         function = getattr(loaded, f"tfgen_group_norm_{name}")

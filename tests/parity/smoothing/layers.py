@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tests.parity.harness import Case, checker
 from tests.parity.smoothing.network import channels_first, channels_last
+from tfgen.ops.concat_elu import concat_elu
 from tfgen.systems.smoothing import pixelcnn
 from tfgen.systems.smoothing.pixelcnn import Convolution, GatedResnet, Initializer, Pointwise, WeightNormalized
 
@@ -21,7 +22,7 @@ def check(case: Case) -> None:
     for settings in case.json("config")["cases"]:
         check_block(case, settings["name"], settings)
     check_training(case)
-    within(case, "concat_elu/out", channels_first(pixelcnn.concat_elu(channels_last(case["concat_elu/in0"]))), OUTPUT)
+    within(case, "concat_elu/out", channels_first(concat_elu(channels_last(case["concat_elu/in0"]))), OUTPUT)
     for name, function in (("down_shift", pixelcnn.shifted_down), ("right_shift", pixelcnn.shifted_right)):
         case.close(f"{name}/out", channels_first(function(tf.constant(channels_last(case[f"{name}/in0"])))), 0.0)
     within(case, "log_sum_exp/out", tf.reduce_logsumexp(case["log_sum_exp/in0"], axis=-1), OUTPUT)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfgen.ops.concat_elu import concat_elu
 from tfgen.ops.convolution import causal_convolution
 from tfgen.randomness import Key, host_generator
 
@@ -28,11 +29,6 @@ LEVELS = 3
 PIXELS_DIVISOR = 2 ** (LEVELS - 1)  # sides are halved twice
 
 # Arithmetic ------------------------------------------------------------------------------------------------
-
-
-def concat_elu(x: tf.Tensor) -> tf.Tensor:
-    """[..., F] -> [..., 2 F]: ELU of x and of -x."""
-    return tf.nn.elu(tf.concat([x, -x], axis=-1))
 
 
 def normalized(v: tf.Tensor, g: tf.Tensor) -> tf.Tensor:

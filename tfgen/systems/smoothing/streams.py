@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfgen.ops.concat_elu import concat_elu
 from tfgen.ops.traced import traced_once
 from tfgen.systems.smoothing.folded_weights import BetweenLevels, Known, StreamWeights
-from tfgen.systems.smoothing.pixelcnn import LEVELS, concat_elu
+from tfgen.systems.smoothing.pixelcnn import LEVELS
 
 # From features of a row to the same at each column that a kernel reads.
 Columns = Callable[[tf.Tensor], list[tf.Tensor]]
