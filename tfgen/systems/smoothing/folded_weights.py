@@ -104,30 +104,34 @@ class FoldedWeights(NamedTuple):
         return self._replace(u=[], ul=self.ul[:due], between=self.between[: due - 1])
 
 
-def fold(network: PixelCNN) -> FoldedWeights:
-    """The weights that the variables of the network stand for now."""
+def fold(network: PixelCNN, dtype: tf.DType = tf.float32) -> FoldedWeights:
+    """The weights that the variables of the network stand for now, computed in a dtype."""
     levels = [(network.up_layers[level], network.down_layers[LEVELS - 1 - level]) for level in range(LEVELS)]
     return FoldedWeights(
-        first=_first_layers(network),
-        u=[_stream(up.u_stream, down.u_stream, skips_known=0) for up, down in levels],
-        ul=[_stream(up.ul_stream, down.ul_stream, skips_known=1) for up, down in levels],
-        between=[_between(network, level) for level in range(LEVELS - 1)],
-        head=network.nin_out.kernel,
-        head_bias=network.nin_out.bias.read_value(),
+        first=_first_layers(network, dtype),
+        u=[_stream(up.u_stream, down.u_stream, 0, dtype) for up, down in levels],
+        ul=[_stream(up.ul_stream, down.ul_stream, 1, dtype) for up, down in levels],
+        between=[_between(network, level, dtype) for level in range(LEVELS - 1)],
+        head=_kernel(network.nin_out, dtype),
+        head_bias=tf.cast(network.nin_out.bias, dtype),
     )
 
 
-def _kernels(layers: Sequence[WeightNormalized]) -> tf.Tensor:
+def _kernels(layers: Sequence[WeightNormalized], dtype: tf.DType) -> tf.Tensor:
     """Kernels of layers of one shape, [L, ..., N], normalised as `pixelcnn.normalized` does, all at once."""
-    v = tf.stack([layer.v for layer in layers])
+    v = tf.cast(tf.stack([layer.v for layer in layers]), dtype)
     squares = tf.reduce_sum(tf.square(v), axis=list(range(1, v.shape.rank - 1)), keepdims=True)
-    g = tf.reshape(tf.stack([layer.g for layer in layers]), squares.shape)
+    g = tf.cast(tf.reshape(tf.stack([layer.g for layer in layers]), squares.shape), dtype)
     return v * (g / tf.sqrt(squares))
 
 
-def _biases(layers: Sequence[WeightNormalized]) -> tf.Tensor:
+def _kernel(layer: WeightNormalized, dtype: tf.DType) -> tf.Tensor:
+    return _kernels([layer], dtype)[0]
+
+
+def _biases(layers: Sequence[WeightNormalized], dtype: tf.DType) -> tf.Tensor:
     """[L, 1, 1, N]."""
-    return tf.stack([layer.bias for layer in layers])[:, tf.newaxis, tf.newaxis]
+    return tf.cast(tf.stack([layer.bias for layer in layers]), dtype)[:, tf.newaxis, tf.newaxis]
 
 
 def _rows(kernels: tf.Tensor) -> list[tf.Tensor]:
@@ -136,9 +140,11 @@ def _rows(kernels: tf.Tensor) -> list[tf.Tensor]:
     return tf.unstack(tf.reshape(kernels, [*others, 2, -1, outputs]), axis=-3)
 
 
-def _stream(way_up: Sequence[GatedResnet], way_down: Sequence[GatedResnet], skips_known: int) -> StreamWeights:
+def _stream(
+    way_up: Sequence[GatedResnet], way_down: Sequence[GatedResnet], skips_known: int, dtype: tf.DType
+) -> StreamWeights:
     """Args: skips_known: how many of the skips of a block, the first ones, are known before the row begins."""
-    groups = [_blocks(blocks, skips_known) for blocks in (way_up, way_down)]
+    groups = [_blocks(blocks, skips_known, dtype) for blocks in (way_up, way_down)]
     return StreamWeights(
         known=Known(*(tf.concat(part, axis=0) for part in zip(*(group.known for group in groups), strict=True))),
         inputs=[matrix for group in groups for matrix in group.inputs],
@@ -146,64 +152,66 @@ def _stream(way_up: Sequence[GatedResnet], way_down: Sequence[GatedResnet], skip
     )
 
 
-def _blocks(blocks: Sequence[GatedResnet], skips_known: int) -> StreamWeights:
+def _blocks(blocks: Sequence[GatedResnet], skips_known: int, dtype: tf.DType) -> StreamWeights:
     """Blocks of one shape."""
-    known, own = ([rows] for rows in _rows(_kernels([block.conv_input for block in blocks])))
-    bias = _biases([block.conv_input for block in blocks])
+    known, own = ([rows] for rows in _rows(_kernels([block.conv_input for block in blocks], dtype)))
+    bias = _biases([block.conv_input for block in blocks], dtype)
     pointwise = [block.nin_skip for block in blocks if block.nin_skip is not None]
     if pointwise:
         # The rows of a matrix: ELU(a), ELU(b), ELU(-a), ELU(-b) of skips a and b.
-        matrices = _kernels(pointwise)
+        matrices = _kernels(pointwise, dtype)
         filters = matrices.shape[-1]
         skips = tf.unstack(tf.reshape(matrices, [len(blocks), 2, -1, filters, filters]), axis=2)
         skips = [tf.reshape(skip, [len(blocks), 2 * filters, filters]) for skip in skips]
         known += skips[:skips_known]
         own += skips[skips_known:]
-        bias += _biases(pointwise)
-    known_outputs, own_outputs = _rows(_kernels([block.conv_out for block in blocks]))
+        bias += _biases(pointwise, dtype)
+    known_outputs, own_outputs = _rows(_kernels([block.conv_out for block in blocks], dtype))
     return StreamWeights(
         known=Known(
             inputs=tf.concat(known, axis=1),
             inputs_bias=bias,
             outputs=known_outputs,
-            outputs_bias=_biases([block.conv_out for block in blocks]),
+            outputs_bias=_biases([block.conv_out for block in blocks], dtype),
         ),
         inputs=tf.unstack(tf.concat(own, axis=1)),
         outputs=tf.unstack(own_outputs),
     )
 
 
-def _between(network: PixelCNN, level: int) -> BetweenLevels:
+def _between(network: PixelCNN, level: int, dtype: tf.DType) -> BetweenLevels:
     down_u, down_ul = network.downsize_u_stream[level], network.downsize_ul_stream[level]
     # Upsizing goes the other way: its last layer is that to the finest level.
     up_u, up_ul = network.upsize_u_stream[-1 - level], network.upsize_ul_stream[-1 - level]
-    down_ul_above, down_ul_own = _rows(down_ul.kernel)
+    down_ul_above, down_ul_own = _rows(_kernel(down_ul, dtype))
     filters = network.filters
     return BetweenLevels(
-        down_u=tf.reshape(down_u.kernel, [-1, filters]),
-        down_u_bias=down_u.bias.read_value(),
+        down_u=tf.reshape(_kernel(down_u, dtype), [-1, filters]),
+        down_u_bias=tf.cast(down_u.bias, dtype),
         down_ul_above=down_ul_above,
         down_ul=down_ul_own,
-        down_ul_bias=down_ul.bias.read_value(),
-        up_u=tf.reshape(tf.transpose(up_u.kernel, [3, 0, 1, 2]), [filters, -1]),
-        up_u_bias=up_u.bias.read_value(),
-        up_ul=[tf.reshape(tf.transpose(row, [2, 0, 1]), [filters, -1]) for row in tf.unstack(up_ul.kernel)],
-        up_ul_bias=up_ul.bias.read_value(),
+        down_ul_bias=tf.cast(down_ul.bias, dtype),
+        up_u=tf.reshape(tf.transpose(_kernel(up_u, dtype), [3, 0, 1, 2]), [filters, -1]),
+        up_u_bias=tf.cast(up_u.bias, dtype),
+        up_ul=[tf.reshape(tf.transpose(row, [2, 0, 1]), [filters, -1]) for row in tf.unstack(_kernel(up_ul, dtype))],
+        up_ul_bias=tf.cast(up_ul.bias, dtype),
     )
 
 
-def _first_layers(network: PixelCNN) -> FirstLayers:
+def _first_layers(network: PixelCNN, dtype: tf.DType) -> FirstLayers:
     filters, ones = network.filters, network.channels  # the channel of ones is the last
     u, above, left = network.u_init, *network.ul_init
-    one_up = tf.scatter_nd([[1, 1, ones]], u.bias[tf.newaxis], u.kernel.shape)
-    above_centre = tf.scatter_nd([[0, 1, ones]], above.bias[tf.newaxis], above.kernel.shape)
-    left_above, left_own = tf.unstack(left.kernel[:, 0])  # [C + 1, F]
+    one_up = tf.scatter_nd([[1, 1, ones]], tf.cast(u.bias, dtype)[tf.newaxis], u.v.shape)
+    above_centre = tf.scatter_nd([[0, 1, ones]], tf.cast(above.bias, dtype)[tf.newaxis], above.v.shape)
+    left_above, left_own = tf.unstack(_kernel(left, dtype)[:, 0])  # [C + 1, F]
     ul_above = (
-        above.kernel + above_centre + tf.pad(left_above[tf.newaxis, tf.newaxis], [[0, 0], [0, 2], [0, 0], [0, 0]])
+        _kernel(above, dtype)
+        + above_centre
+        + tf.pad(left_above[tf.newaxis, tf.newaxis], [[0, 0], [0, 2], [0, 0], [0, 0]])
     )
     return FirstLayers(
-        u=tf.reshape(u.kernel + one_up, [-1, filters]),
+        u=tf.reshape(_kernel(u, dtype) + one_up, [-1, filters]),
         ul_above=tf.reshape(ul_above, [-1, filters]),
         ul_left=left_own[:ones],
-        ul_left_exists=left_own[ones] + left.bias,
+        ul_left_exists=left_own[ones] + tf.cast(left.bias, dtype),
     )

@@ -85,7 +85,7 @@ class IncrementalSampler:
 
     def __init__(self, network: PixelCNN, dtype: tf.DType = tf.float32):
         self.network, self.dtype = network, dtype
-        self._fold = tf.function(self._weights, autograph=False)
+        self._fold = tf.function(functools.partial(fold, network, dtype), autograph=False)
         self._known_rows = tf.function(known_rows, autograph=False)
         self._drawn_rows = functools.lru_cache(maxsize=4)(_compiled_rows)
 
@@ -148,7 +148,7 @@ class IncrementalSampler:
         Arguments and result as of `sample`; `batch` may be a tensor, and the batch of `given` unknown.
         """
         self._check(height, width, batch, given)
-        weights, state = self._weights(), initial_state(self.network, width, batch, self.dtype)
+        weights, state = fold(self.network, self.dtype), initial_state(self.network, width, batch, self.dtype)
         if given is not None:
             rows = tf.cast(rows_first(given), self.dtype)
             _, state = tf.while_loop(
@@ -169,9 +169,6 @@ class IncrementalSampler:
         loop = [tf.constant(0), state, drawn]
         _, _, drawn = tf.while_loop(lambda first, *_: first < height, four_rows, loop, parallel_iterations=1)
         return tf.transpose(drawn.concat(), [2, 0, 1, 3])
-
-    def _weights(self) -> FoldedWeights:
-        return tf.nest.map_structure(lambda weights: tf.cast(weights, self.dtype), fold(self.network))
 
     def _check(self, height: int, width: int, batch: int | tf.Tensor, given: tf.Tensor | None) -> None:
         if height % GROUP or width % GROUP or min(height, width) < GROUP:
