@@ -1,13 +1,15 @@
 // Tiles of images in and out of the transformed domain (Lavin & Gray, section 4.1), for the instruction set of the
 // including file. Point p of a tile's channel d is at p * point_step + d.
 //
-// Along each side a tile is a product of polynomials, taken at the points 0, 1, -1 and infinity: four pixels d, and
-// together five taps g of the kernel and results y. y = A^T [(G g) . (B^T d)] with, for 3 taps and for 2,
+// Along each side, y = A^T [(G g) . (B^T d)] of four pixels d and taps g of the kernel, from polynomials at the points
+// 0, 1, -1 and infinity. B^T is the same whether there are 3 taps and 2 results y or 2 taps and 3 results:
 //
-//          1  0 -1  0              1   0   0                              1   0
-//   B^T =  0  1  1  0   and  G =  1/2 1/2 1/2   A^T = 1 1  1  0   or G = 1/2 1/2   A^T = 1 1  1  0
-//          0 -1  1  0             1/2-1/2 1/2         0 1 -1 -1          1/2-1/2         0 1 -1  0
-//          0  1  0 -1              0   0   1                              0   1          0 1  1 -1
+//                           3 taps                                  2 taps
+//
+//         1  0 -1  0         1    0    0         1 1  1  0           1    0          1 1  1  0
+//   B^T = 0  1  1  0   G =  1/2  1/2  1/2  A^T = 0 1 -1 -1     G =  1/2  1/2   A^T = 0 1 -1  0
+//         0 -1  1  0        1/2 -1/2  1/2                           1/2 -1/2         0 1  1 -1
+//         0  1  0 -1         0    0    1                             0    1
 #ifndef TFGEN_KERNELS_WINOGRAD_CPU_TILES_H_
 #define TFGEN_KERNELS_WINOGRAD_CPU_TILES_H_
 

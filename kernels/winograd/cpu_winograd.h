@@ -124,14 +124,12 @@ void transform_kernel(const TfgenWinogradShape& shape, const float* kernel, bool
         Vec taps[Tile::kTaps][kLanes];
         load_taps<Tile::kTaps>(shape, kernel, reversed, input, panel * kColumns + d, taps);
         for (int64_t i = 0; i < smaller(kLanes, shape.inputs - input); ++i) {
-          constexpr int columns = Tile::kTapColumns;
-          Vec half[4 * columns], points[16];
+          constexpr int kStep = Tile::kTapColumns;
+          Vec half[4 * kStep], points[16];
 #pragma GCC unroll 3
-          for (int j = 0; j < columns; ++j) {
-            transform_taps<Tile::kTapRows>(taps[j] + i, columns * kLanes, half + j, columns);
-          }
+          for (int j = 0; j < kStep; ++j) transform_taps<Tile::kTapRows>(taps[j] + i, kStep * kLanes, half + j, kStep);
 #pragma GCC unroll 4
-          for (int j = 0; j < 4; ++j) transform_taps<columns>(half + columns * j, 1, points + 4 * j, 1);
+          for (int j = 0; j < 4; ++j) transform_taps<kStep>(half + kStep * j, 1, points + 4 * j, 1);
           float* target = transformed + panel * kPoints * step + (input + i) * kColumns + d;
 #pragma GCC unroll 16
           for (int j = 0; j < 16; ++j) put(target + j * step, points[j]);
@@ -282,8 +280,9 @@ void finish(const TfgenWinogradKernelGradient& args, int64_t first, int64_t last
 
 template <class Tile>
 WinogradKernels winograd_kernels_of() {
-  return {Tile::count,   kernel_size,  kernel_units,  transform_kernel<Tile>, convolve<Tile>, chunk_tiles<Tile>,
-          scratch_size, product_units, transform_tiles<Tile>, add_products,   finish<Tile>};
+  return {Tile::count,       kernel_size,  kernel_units,  transform_kernel<Tile>, convolve<Tile>,
+          chunk_tiles<Tile>, scratch_size, product_units, transform_tiles<Tile>,  add_products,
+          finish<Tile>};
 }
 
 inline WinogradKernels winograd_kernels(int64_t kernel_height, int64_t kernel_width) {

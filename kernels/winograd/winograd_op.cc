@@ -258,7 +258,8 @@ REGISTER_OP("TfgenCausalConvolutionKernelGrad")
     .Attr("kernel_width: int")
     .SetShapeFn(KernelGradientShape<kCausal>);
 
-#define TFGEN_REGISTER(name, kernel)                                               \
+// For the CPU, and refused within XLA.
+#define TFGEN_REGISTER(name, kernel)                                          \
   REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::DEVICE_CPU), kernel); \
   REGISTER_KERNEL_BUILDER(Name(name).Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp)
 
