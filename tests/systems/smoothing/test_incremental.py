@@ -41,7 +41,7 @@ def rows_above(batch: int, height: int, width: int, channels: int = 3) -> tf.Ten
 
 @pytest.mark.parametrize(
     ("channels", "blocks", "height", "width", "batch", "given"),
-    [(3, 1, 8, 12, 2, 0), (1, 2, 8, 4, 1, 0), (3, 2, 4, 8, 3, 8), (1, 1, 4, 8, 2, 4)],
+    [(3, 1, 8, 12, 2, 0), (1, 2, 4, 8, 2, 4)],
 )
 def test_the_same_images_as_of_whole_passes(channels, blocks, height, width, batch, given):
     ours = network(channels, blocks)

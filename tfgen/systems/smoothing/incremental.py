@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfgen.ops.concat_elu import concat_elu
 from tfgen.systems.smoothing.folded_weights import FoldedWeights, fold
 from tfgen.systems.smoothing.pixelcnn import LEVELS, PIXELS_DIVISOR, PixelCNN, with_ones
 from tfgen.systems.smoothing.streams import (

@@ -16,6 +16,7 @@ name before the last part.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +47,7 @@ def variables(network: PixelCNN) -> list[Named]:
         if part == "v":
             axes = (1, 0) if matrix else (2, 3, 1, 0)
             stored = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
-            named.append(Named(name, variable, stored, lambda array, axes=axes: array.transpose(axes)))
+            named.append(Named(name, variable, stored, functools.partial(np.transpose, axes=axes)))
         else:
             ones = () if part == "bias" else (1,) if matrix else (1, 1, 1)
             named.append(Named(name, variable, (*shape, *ones), lambda array: array.reshape(-1)))

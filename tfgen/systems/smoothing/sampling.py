@@ -173,7 +173,8 @@ class Sampler:
         """`draw` of any number of images as operations of a graph."""
         height, width, _ = self._system.spec.shape
         numbers = (self.random_numbers(options, count, key),)
-        return self._incremental.sample_in_graph(height, width, count, self.pixel(options), numbers, given)
+        drawn = self._incremental.sample_in_graph(height, width, count, self.pixel(options), numbers, given)
+        return tf.ensure_shape(drawn, [None, *self._system.spec.shape])
 
     def random_numbers(self, options: SampleOptions, count: int | tf.Tensor, key: Key) -> tf.Tensor:
         """What `draw_pixel` needs at every pixel, float32 [count, H, W, n]."""
@@ -185,16 +186,12 @@ class Sampler:
 
     def pixel(self, options: SampleOptions) -> Draw:
         """How `options` draw a pixel; always the same function for the same options."""
-        channels = self._system.spec.channels
-        settings = {
-            "sampler": options.sampler,
-            "channels": channels,
-            "clip": options.clip or self._system.stage is Stage.PLAIN,
-            "levels": self._system.stage is Stage.PLAIN,
-            "temperature": options.temperature,
-            "halvings": options.bisection_iter or BISECTIONS[channels],
-        }
-        return self._pixels.setdefault(tuple(settings.values()), functools.partial(draw_pixel, **settings))
+        channels, levels = self._system.spec.channels, self._system.stage is Stage.PLAIN
+        halvings = options.bisection_iter or BISECTIONS[channels]
+        settings = options.sampler, channels, options.clip or levels, levels, options.temperature, halvings
+        if settings not in self._pixels:
+            self._pixels[settings] = functools.partial(draw_pixel, *settings)
+        return self._pixels[settings]
 
     def tensors(self, options: SampleOptions) -> dict[str, tuple[int, ...]]:
         """See `System.sample_tensors`."""
@@ -260,24 +257,25 @@ class _Progress:
 
 
 def draw_pixel(
-    parameters: tf.Tensor,
-    row: tf.Tensor,
-    column: tf.Tensor,
-    numbers: tf.Tensor,
-    *,
     sampler: str,
     channels: int,
     clip: bool,
     levels: bool,
     temperature: float,
     halvings: int,
+    parameters: tf.Tensor,
+    row: tf.Tensor,
+    column: tf.Tensor,
+    numbers: tf.Tensor,
 ) -> tf.Tensor:
     """One pixel of every image, float32 [B, C].
 
     Args:
-      parameters: of the mixtures, [B, 10 M] or [B, 3 M].
-      numbers: of `Sampler.random_numbers`, [B, H, W, n].
+      sampler, clip, temperature, halvings: see `SampleOptions`.
       levels: round to the levels of 8-bit images.
+      parameters: of the mixtures, [B, 10 M] or [B, 3 M].
+      row, column: of the pixel.
+      numbers: of `Sampler.random_numbers`, [B, H, W, n].
     """
     numbers = numbers[:, row, column]
     if sampler == "gumbel":
