@@ -15,8 +15,7 @@ from tfgen.systems.ebm import objective as objectives
 from tfgen.systems.ebm import sampler
 from tfgen.systems.ebm.config import Config
 from tfgen.systems.ebm.networks import Dropout, EnergyNetwork
-from tfgen.systems.ebm.objective import Objective, Outcome
-from tfgen.systems.ebm.sampler import Chain
+from tfgen.systems.ebm.objective import Outcome
 from tfgen.systems.ebm.training_settings import chain_of, objective_of
 from tfgen.training.clipped_adam import ClippedAdam
 
@@ -30,20 +29,20 @@ _PASSES = ("positive", "start", "chain", "end", "negative", "of_chain")
 
 
 class Recorded:
-    """A recording at the start of its first step: network, settings, optimizer, inputs."""
+    """A recording at the start of its first step: settings, network and optimizer.
 
-    def __init__(self, case: Case):
+    Args:
+      prefix: of the stored variables.
+    """
+
+    def __init__(self, case: Case, prefix: str = "var/"):
         config = case.json("config")
-        self.case = case
-        self.config = recorded_config(config)
+        self.case, self.config = case, recorded_config(config)
         self.network = EnergyNetwork(self.config.network_shape(), seed=None)
-        load(self.network, case, config["formula_seed"], config["c2_scale"])
-        self.objective: Objective = objective_of(self.config)
-        self.chain: Chain = chain_of(self.config)
+        load(self.network, case, config["formula_seed"], config.get("c2_scale", 0.0), prefix)
+        self.objective, self.chain = objective_of(self.config), chain_of(self.config)
         self.optimizer = ClippedAdam()
         self.optimizer.build(list(self.network.trained.values()))
-        self.positives, self.starts = tf.constant(case["X"]), tf.constant(case["X_NOISE"])
-        self.labels = tf.constant(case["label"]) if "label" in case else None
 
     @property
     def kinks(self) -> bool:
@@ -57,7 +56,8 @@ def recorded_config(config: dict[str, Any]) -> Config:
     rescale = config.get("rescale", 1.0)
     if "net_filters_override" in config:
         values |= {"num_filters": config["net_filters_override"], "filters": config["net_filters_override"]}
-    return Config(**values | {"rescale": rescale, "step_lr": config["effective_step_lr"] / rescale})
+    step_size = config.get("effective_step_lr", config["flags"]["step_lr"])
+    return Config(**values | {"rescale": rescale, "step_lr": step_size / rescale})
 
 
 class Draws:
@@ -97,22 +97,24 @@ def check(case: Case) -> None:
 def check_step(recorded: Recorded, step: int) -> None:
     case, network, at = recorded.case, recorded.network, f"s{step}/"
     config = recorded.config
+    images, starts = tf.constant(case["X"]), tf.constant(case["X_NOISE"])
+    fed_labels = tf.constant(case["label"]) if "label" in case else None
     draws = Draws(case, step, network.shape.dropout_sites)
     variables = list(network.trained.values())
     with tf.GradientTape() as tape:
         weights = network.normalized(config.spec_iter, config.spec_norm_val)
-        positives, positive_labels, labels = recorded.positives, recorded.labels, recorded.labels
+        positives, positive_labels, labels = images, fed_labels, fed_labels
         if config.model_cclass:
-            positives, positive_labels = objectives.with_every_class(positives, recorded.labels.shape[1])
+            positives, positive_labels = objectives.with_every_class(images, network.shape.label_columns)
             energies = network.energy(weights, positives, positive_labels)
-            table = tf.reshape(energies, [-1, recorded.labels.shape[1]])
+            table = tf.reshape(energies, [-1, network.shape.label_columns])
             labels = objectives.inferred_labels(table, tf.constant(draws.uniforms[0][0]))
         outcome = objectives.evaluate(
             network,
             weights,
             recorded.objective,
             positives,
-            recorded.starts,
+            starts,
             chain_function(recorded, draws),
             labels,
             positive_labels,
@@ -151,7 +153,7 @@ def check_outcome(recorded: Recorded, at: str, outcome: Outcome, weights, labels
     check_negatives(recorded, f"{at}x_mod", outcome.negatives)
     of_largest(case, f"{at}energy_pos", outcome.positive, energy)
     of_largest(case, f"{at}energy_neg", outcome.negative, energy)
-    start = network.energy(weights, recorded.starts, labels, draws.dropout("start"))
+    start = network.energy(weights, tf.constant(case["X_NOISE"]), labels, draws.dropout("start"))
     of_largest(case, f"{at}energy_start", start, energy)
     if f"{at}loss_energy" in case:
         of_chain = network.energy(weights, outcome.negatives, labels, draws.dropout("of_chain"))
@@ -164,7 +166,7 @@ def check_outcome(recorded: Recorded, at: str, outcome: Outcome, weights, labels
         end = objectives.gradient_at_end(network, weights, recorded.objective, outcome.negatives, labels, draws.dropout)
         tolerance = HMC_PIXEL if config.hmc else GRADIENT
         relative_norm(case, f"{at}x_grad", end, tolerance, kinks=recorded.kinks)
-    distance = objectives.distance(outcome.negatives, recorded.positives)
+    distance = objectives.distance(outcome.negatives, tf.constant(case["X"]))
     case.close(f"{at}x_off", distance, HMC_PIXEL if config.hmc else CHAIN, relative=True)
     # Of an unconditional network one 0 is recorded in place of the entropy.
     entropy = 0.0 if labels is None else objectives.label_entropy(labels)
