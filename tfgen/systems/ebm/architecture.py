@@ -8,6 +8,7 @@ variables are listed in the order in which the original creates them, under the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -211,12 +212,17 @@ class NetworkShape:
 
     def variables(self) -> tuple[Variable, ...]:
         """Every variable in the order in which the original creates them."""
-        return tuple(_variables(self))
+        return _listed(self)
 
 
 def parameter_count(shape: NetworkShape) -> int:
     """Numbers in all trainable variables, unused ones included, as the original counts them."""
     return sum(math.prod(variable.shape) for variable in shape.variables() if variable.trainable)
+
+
+@functools.lru_cache(maxsize=16)
+def _listed(shape: NetworkShape) -> tuple[Variable, ...]:
+    return tuple(_variables(shape))
 
 
 def _variables(shape: NetworkShape) -> Iterator[Variable]:

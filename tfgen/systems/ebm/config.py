@@ -18,7 +18,7 @@ _NETWORK_OF = {"mnist": "MnistNet", "digits": "MnistNet", "dsprites": "DspritesN
 _WIDTHS = {"ResNet32": 128, "ResNet32Large": 128, "ResNet32Larger": 128, "ResNet128": 64}
 _WIDER_CIFAR, _WIDER_IMAGENET = 192, 256
 # Columns of the label of dSprites by flag: one-hot shape, size, position, cosine and sine of the rotation.
-_SUBSETS = {"dshape_only": 3, "dpos_only": 2, "dsize_only": 1, "drot_only": 2, "dsprites_restrict": 3}
+_ONLY = {"dshape_only": 3, "dpos_only": 2, "dsize_only": 1, "drot_only": 2}
 _CONDITIONS = {"cond_size": 1, "cond_shape": 3, "cond_pos": 2, "cond_rot": 2}
 _CLASSES = {"mnist": 10, "digits": 10, "cifar10": 10, "imagenet": 1000, "imagenetfull": 1000}
 
@@ -66,7 +66,7 @@ class Config:
     dpos_only: bool = flag(False, "dSprites of one shape, size and rotation; the label is the position.")
     dsize_only: bool = flag(False, "dSprites of one shape, position and rotation; the label is the size.")
     drot_only: bool = flag(False, "dSprites of one shape, size and position; the label is the rotation.")
-    dsprites_restrict: bool = flag(False, "dSprites of one shape and rotation.")
+    dsprites_restrict: bool = flag(False, "dSprites of one shape and rotation; the label is as without.")
 
     network: str = flag(
         "",
@@ -177,6 +177,11 @@ class Config:
             return _WIDER_IMAGENET if self.dataset == "imagenet" else _WIDER_CIFAR
         return _WIDTHS[kind]
 
+    @property
+    def sprites_mode(self) -> str:
+        """What is learned of dSprites, one of `sprites.MODES`: a subset's flag before a condition's, "" without."""
+        return next((name for name in (*_ONLY, *_CONDITIONS) if getattr(self, name)), "")
+
     def label_columns(self, spec: ImageSpec | None = None) -> int:
         """Values of a label that the network is given; 0 for an unconditional network.
 
@@ -186,8 +191,7 @@ class Config:
         if not self.cclass:
             return 0
         if self.dataset == "dsprites":
-            chosen = [columns for name, columns in (_SUBSETS | _CONDITIONS).items() if getattr(self, name)]
-            return chosen[-1] if chosen else 3
+            return (_ONLY | _CONDITIONS | {"": 3})[self.sprites_mode]
         if spec is not None and spec.num_classes is not None:
             return spec.num_classes
         return _CLASSES.get(self.dataset, 10)
@@ -237,21 +241,16 @@ class Config:
             raise SettingsError(str(error)) from error
 
     def _check_labels(self) -> None:
-        sprites = [name for name in (*_CONDITIONS, *_SUBSETS) if getattr(self, name)]
+        only, conditions = ([name for name in flags if getattr(self, name)] for flags in (_ONLY, _CONDITIONS))
+        sprites = [*only, *conditions, *(["dsprites_restrict"] if self.dsprites_restrict else [])]
         if sprites and self.dataset != "dsprites":
             raise SettingsError(f"--{sprites[0]} is about dSprites: add --dataset=dsprites, or leave it out")
-        for flags in (_CONDITIONS, _SUBSETS):
-            chosen = [name for name in flags if getattr(self, name)]
-            if len(chosen) > 1:
-                raise SettingsError(f"--{chosen[0]} and --{chosen[1]} contradict each other: drop one")
-        conditions = [name for name in _CONDITIONS if getattr(self, name)]
         if conditions and not self.cclass:
             raise SettingsError(f"--{conditions[0]} chooses what the network is conditioned on: add --cclass")
-        if self.dsprites_restrict and self.cclass and not conditions:
-            raise SettingsError(
-                "--dsprites_restrict has no label that a network could read: add one of --cond_size, --cond_shape, "
-                "--cond_pos and --cond_rot"
-            )
+        # The original takes one of them for the images' labels and another for the network, which then do not fit.
+        matching = len(only) == len(conditions) == 1 and _factor(only[0]) == _factor(conditions[0])
+        if len(sprites) > 1 and not matching and not (self.dsprites_restrict and len(sprites) == 2):
+            raise SettingsError(f"--{sprites[0]} and --{sprites[1]} contradict each other: drop one")
         if self.model_cclass and not (self.cclass and self.dataset == "cifar10"):
             raise SettingsError("--model_cclass draws the classes of CIFAR-10: it needs --dataset=cifar10 --cclass")
 
@@ -272,3 +271,8 @@ class Config:
                 f"images of {self.dataset} have {spec.height} pixels, and {shape.kind} halves them to nothing: "
                 f"expected {smallest} or more; choose another --network"
             )
+
+
+def _factor(flag: str) -> str:
+    """ "pos" of "dpos_only" and "cond_pos"."""
+    return flag.removeprefix("cond_").removeprefix("d").removesuffix("_only")

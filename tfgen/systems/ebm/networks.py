@@ -250,7 +250,8 @@ class EnergyNetwork(tf.keras.Model):
     @property
     def trained(self) -> dict[str, tf.Variable]:
         """The variables that have a gradient, by name: trainable ones that the energy depends on."""
-        return {v.name: self.by_name[v.name] for v in self.shape.variables() if v.used and v.trainable}
+        variables = self.by_name
+        return {v.name: variables[v.name] for v in self.shape.variables() if v.used and v.trainable}
 
     def normalized(self, iterations: int = 1, target: float = 1.0) -> Weights:
         """The weights that energies are computed with, after one improvement of the vectors of those in use.
