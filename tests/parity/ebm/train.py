@@ -143,7 +143,27 @@ def chain_function(recorded: Recorded, draws: Draws) -> objectives.Sampler:
 
 
 def hmc_moves(recorded: Recorded, draws: Draws, energy: sampler.StepEnergy) -> sampler.Moves:
-    raise NotImplementedError
+    """Transitions of Hamiltonian Monte Carlo with the recorded momenta and acceptance numbers, stacked over steps."""
+    from tfgen.systems.ebm import hmc
+
+    config, (noise, momenta), uniforms = recorded.config, draws.normals, draws.uniforms[0]
+
+    def transition(y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        def energy_gradient(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return energy(x, step), sampler.gradient_of(energy, x, step)
+
+        return hmc.transition(
+            energy_gradient,
+            y,
+            step_size=config.hmc_step_size,
+            leapfrogs=config.hmc_leapfrogs,
+            seed=0,
+            step=step,
+            momentum=tf.gather(momenta, step),
+            uniform=tf.gather(uniforms, step),
+        ).position
+
+    return sampler.TransitionMoves(transition, recorded.chain, sampler.given(tf.constant(noise)))
 
 
 def check_outcome(recorded: Recorded, at: str, outcome: Outcome, weights, labels, draws: Draws) -> None:
