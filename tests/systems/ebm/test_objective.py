@@ -7,11 +7,15 @@ import pytest
 import tensorflow as tf
 
 from tests.systems.ebm import small
+from tfgen.randomness import Key
 from tfgen.systems.ebm import objective as objectives
 from tfgen.systems.ebm import sampler
+from tfgen.systems.ebm.architecture import network_shape
 from tfgen.systems.ebm.networks import EnergyNetwork
 from tfgen.systems.ebm.objective import Objective
+from tfgen.systems.ebm.replay import ReplayBuffer, to_bytes
 from tfgen.systems.ebm.sampler import Chain, PlainMoves
+from tfgen.training.clipped_adam import ClippedAdam
 
 POSITIVE = np.array([[0.5], [-1.0], [2.0]], np.float32)
 NEGATIVE = np.array([[1.5], [0.25], [-0.75]], np.float32)
@@ -71,7 +75,7 @@ def gradients(network: EnergyNetwork, settings: Objective, graph: bool = True) -
 
 
 @pytest.mark.parametrize("zero_kl", [False, True])
-def test_graph_and_eager_give_the_same_gradients(zero_kl):
+def test_loop_of_the_graph_and_eager_steps_give_the_same_gradients(zero_kl):
     network = small.network("MnistNet", swish=True, side=8)
     settings = Objective(zero_kl=zero_kl)
     for compiled, eager in zip(gradients(network, settings), gradients(network, settings, graph=False), strict=True):
@@ -82,7 +86,7 @@ def test_the_way_back_through_the_chain_is_that_of_finite_differences():
     """Only the negatives move: the gradient of the last energy by a weight acts through the chain alone."""
     network = small.network("MnistNet", swish=True, side=8)
     settings = [Objective(ml_coeff=0.0, l2_coeff=0.0, zero_kl=zero_kl) for zero_kl in (False, True)]
-    through, without = (gradients(network, each) for each in settings)
+    through, without = (gradients(network, each, graph=False) for each in settings)
     assert all(np.abs(gradient).max() == 0 for gradient in without)
     place = list(network.trained).index("fc5/wweight")
     variable = network.trained["fc5/wweight"]
@@ -127,6 +131,46 @@ def test_gradient_at_the_end_has_the_temperature():
         objectives.gradient_at_end(network, network.normalized(), Objective(temperature=t), images) for t in (1.0, 2.0)
     )
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
+
+
+def test_a_step_of_diverging_energies_is_skipped():
+    loss, near, far = tf.constant(1.5), tf.constant([[1.0], [-1.0]]), tf.constant([[11.0], [-11.0]])
+    assert float(objectives.limited(loss, near, near, 10.0)) == 1.5
+    assert float(objectives.limited(loss, far, far, 0.0)) == 1.5
+    for pair in ((near, far), (far, near), (near, np.nan * near)):
+        assert np.isnan(objectives.limited(loss, *pair, 10.0))
+
+
+def test_training_tells_images_from_samples():
+    """All parts of a step together, compiled: network, buffer, sampler, loss, optimizer."""
+    network = EnergyNetwork(network_shape("MnistNet", 4, side=8), seed=0)
+    chain, batch = Chain(5, 1.0, 0.005, clip_mode="li", clip=0.1), 8
+    buffer, optimizer = ReplayBuffer(32, batch, [8, 8, 1]), ClippedAdam()
+    optimizer.build(list(network.trained.values()))
+    key = Key.create(0, "train")
+    bars = np.zeros([batch, 8, 8, 1], np.float32)
+    bars[:, :, 2:4] = 0.9
+
+    @tf.function
+    def step(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        own = key.fold(number)
+        starts, _ = buffer.starts(own.fold("fresh").uniform(bars.shape), None, own, high=1.0, restart=0.05)
+
+        def sample(energy: sampler.StepEnergy, x: tf.Tensor) -> tf.Tensor:
+            return sampler.run(x, chain.steps, PlainMoves(energy, chain, sampler.drawn(own.fold("noise"))))
+
+        images = bars + 0.05 * own.fold("images").uniform(bars.shape)
+        with tf.GradientTape() as tape:
+            weights = network.normalized()
+            outcome = objectives.evaluate(network, weights, Objective(zero_kl=True), images, starts, sample)
+        optimizer.apply(tape.gradient(outcome.loss, list(network.trained.values())), 1e-3)
+        network.store_vectors(weights)
+        buffer.add(to_bytes(outcome.negatives, 1.0))
+        return tf.reduce_mean(outcome.positive), tf.reduce_mean(outcome.negative)
+
+    differences = [float(tf.subtract(*step(tf.constant(number)))) for number in range(40)]
+    assert np.mean(differences[-5:]) < np.mean(differences[:3]) - 0.008
+    assert int(buffer.length) == 32
 
 
 def test_what_is_refused():

@@ -66,12 +66,8 @@ class Weights:
 
 
 def leaky(x: tf.Tensor) -> tf.Tensor:
-    """max(x, 0.2 x), with slope 1 at 0.
-
-    `tf.nn.leaky_relu` has slope 0.2 at 0, and features of an empty background are exactly 0: the energy's gradient
-    there would be another than the original's.
-    """
-    return x * (tf.cast(x >= 0.0, x.dtype) * 0.8 + 0.2)
+    """max(x, 0.2 x). Its slope at 0 is 0.2, which matters: features of an empty background are exactly 0."""
+    return tf.nn.leaky_relu(x, alpha=0.2)
 
 
 def swish(x: tf.Tensor) -> tf.Tensor:

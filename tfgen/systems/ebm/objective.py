@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from tfgen.systems.ebm.networks import Dropout, EnergyNetwork, Weights
@@ -91,6 +92,18 @@ def total_loss(
     if of_chain is not None:
         loss += tf.reduce_mean(of_chain)  # without the temperature
     return loss, likelihood
+
+
+def limited(loss: tf.Tensor, positive: tf.Tensor, negative: tf.Tensor, limit: float) -> tf.Tensor:
+    """The loss, or NaN where the mean of |energy| of positives or negatives is above `limit`; 0 is no limit.
+
+    Runs of these models can diverge, and do not come back. The trainer skips steps whose loss is NaN, and stops after
+    some in a row.
+    """
+    if not limit:
+        return loss
+    within = tf.maximum(tf.reduce_mean(tf.abs(positive)), tf.reduce_mean(tf.abs(negative))) <= limit
+    return tf.where(within, loss, np.float32(np.nan))
 
 
 # One step of training --------------------------------------------------------------------------------------

@@ -42,28 +42,28 @@ def scaled(images: np.ndarray, scaling: Scaling, uniforms: np.ndarray | None, re
     if scaling == "levels":
         # k / 255 first and then 255 / 256, as in the original.
         values = images.astype(np.float32) / np.float32(_LARGEST) * (_LARGEST / _LEVELS)
-        return np.float32(values if uniforms is None else (values + uniforms / _LEVELS) * rescale)
+        return (values if uniforms is None else (values + uniforms / _LEVELS) * rescale).astype(np.float32)
     if rescale != 1.0:
         raise ValueError(f"rescale is {rescale:g}, expected 1 for images that are scaled as {scaling}")
     if scaling == "binary":
         return images.astype(np.float32)
     values = images.astype(np.float32) / np.float32(_LARGEST)
-    return np.float32(values if uniforms is None else values + (uniforms - 0.5) / _LEVELS)
+    return (values if uniforms is None else values + (uniforms - 0.5) / _LEVELS).astype(np.float32)
 
 
 def starts_at_images(images: np.ndarray, normals: np.ndarray) -> np.ndarray:
     """Chains that begin at images with noise, --datasource=default. They may leave the range of images."""
-    return np.float32(images + _START_NOISE * normals)
+    return (images + _START_NOISE * normals).astype(np.float32)
 
 
 def uniform_starts(uniforms: np.ndarray, rescale: float = 1.0) -> np.ndarray:
     """Chains that begin anywhere in the range of images, --datasource=random."""
-    return np.float32(rescale * uniforms)
+    return (rescale * uniforms).astype(np.float32)
 
 
 def sprites_starts(normals: np.ndarray) -> np.ndarray:
     """Chains on dSprites, whatever --datasource is. They may leave the range of images."""
-    return np.float32(_SPRITES_MEAN + _SPRITES_DEVIATION * normals)
+    return (_SPRITES_MEAN + _SPRITES_DEVIATION * normals).astype(np.float32)
 
 
 # Augmentation ----------------------------------------------------------------------------------------------
@@ -109,8 +109,9 @@ def with_cutout(
 ) -> np.ndarray:
     """Images [B, H, W, C] whose squares of `cutout_box` are 0."""
     result = images.copy()
+    _, height, width, _ = images.shape
     for image in result:
-        box = cutout_box(generator, *image.shape[:2], size, inside, probability)
+        box = cutout_box(generator, height, width, size, inside, probability)
         if box is not None:
             image[box] = 0
     return result

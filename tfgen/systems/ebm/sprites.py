@@ -83,4 +83,4 @@ def mode(flag: str, restricted: bool = False) -> Mode:
       restricted: only images of the first shape, without rotation (--dsprites_restrict).
     """
     chosen = MODES[flag]
-    return dataclasses.replace(chosen, fixed=chosen.fixed | _RESTRICTED) if restricted else chosen
+    return dataclasses.replace(chosen, fixed={**chosen.fixed, **_RESTRICTED}) if restricted else chosen
