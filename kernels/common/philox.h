@@ -1,0 +1,137 @@
+// Random numbers as a function of (seed, step, stream, element): Philox4x32-10 (Salmon et al., "Parallel Random Numbers:
+// As Easy as 1, 2, 3", SC 2011) and what is made of its words.
+//
+// Element i of a stream, i counted over all shards of a tensor in C order, takes word i % 4 of the block with
+//
+//     counter = (low half of i / 4, high half of i / 4, step, stream),   key = (low half of seed, high half of seed)
+//
+// One source serves vectors of a CPU, threads of a GPU and plain C++, by a class `Math` of the operations on its words
+// and floats (`ScalarMath` below is one). Words are the same bits everywhere, uniform numbers too. Normal numbers are the
+// same bits wherever `Math::multiply_add` rounds once, elsewhere within a few units in the last place.
+#ifndef TFGEN_KERNELS_COMMON_PHILOX_H_
+#define TFGEN_KERNELS_COMMON_PHILOX_H_
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__CUDACC__)
+#define TFGEN_EVERYWHERE __host__ __device__ __forceinline__
+#else
+#define TFGEN_EVERYWHERE inline __attribute__((always_inline))
+#endif
+
+namespace tfgen {
+
+constexpr int kPhiloxWords = 4;  // of a block
+constexpr int kPhiloxRounds = 10;
+
+struct ScalarMath {
+  using Word = uint32_t;
+  using Real = float;
+  static TFGEN_EVERYWHERE void multiply(Word a, uint32_t b, Word* high, Word* low) {
+    const uint64_t product = static_cast<uint64_t>(a) * b;
+    *high = static_cast<Word>(product >> 32), *low = static_cast<Word>(product);
+  }
+  static TFGEN_EVERYWHERE Real constant(float x) { return x; }
+  // Of words that stand for signed numbers of less than 2^24 in magnitude.
+  static TFGEN_EVERYWHERE Real to_real(Word x) { return static_cast<float>(static_cast<int32_t>(x)); }
+  static TFGEN_EVERYWHERE Word bits(Real x) {
+    Word word;
+    memcpy(&word, &x, sizeof(word));
+    return word;
+  }
+  static TFGEN_EVERYWHERE Real real(Word x) {
+    Real number;
+    memcpy(&number, &x, sizeof(number));
+    return number;
+  }
+  static TFGEN_EVERYWHERE Real multiply_add(Real a, Real b, Real c) { return fmaf(a, b, c); }
+  static TFGEN_EVERYWHERE Real square_root(Real x) { return sqrtf(x); }
+};
+
+// Replaces a counter by its block of random words.
+template <class Math>
+TFGEN_EVERYWHERE void philox(typename Math::Word (&words)[kPhiloxWords], uint64_t seed) {
+  uint32_t key[] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+#if defined(__CUDACC__)
+#pragma unroll
+#else
+#pragma GCC unroll 10
+#endif
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    typename Math::Word high[2], low[2];
+    Math::multiply(words[0], 0xD2511F53u, &high[0], &low[0]);
+    Math::multiply(words[2], 0xCD9E8D57u, &high[1], &low[1]);
+    words[0] = high[1] ^ words[1] ^ key[0], words[1] = low[1];
+    words[2] = high[0] ^ words[3] ^ key[1], words[3] = low[0];
+    key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u;
+  }
+}
+
+// A multiple of 2^-24 in [0, 1).
+template <class Math>
+TFGEN_EVERYWHERE typename Math::Real uniform_of(typename Math::Word word) {
+  return Math::to_real(word >> 8) * 0x1p-24f;
+}
+
+// sqrt(-2 ln u) of u = (word / 2^8 + 1) 2^-24, which is in (0, 1].
+//
+// u = 2^e (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), ln(1 + f) = f - f^2 / 2 + f^3 p(f). The polynomial is a
+// minimax fit with a relative error of ln(1 + f) of 6e-9; ln 2 is a sum of two floats whose first times e is exact.
+template <class Math>
+TFGEN_EVERYWHERE typename Math::Real radius_of(typename Math::Word word) {
+  using Word = typename Math::Word;
+  using Real = typename Math::Real;
+  constexpr uint32_t kRootOfHalf = 0x3f3504f3u;
+  const Word u = Math::bits(Math::to_real((word >> 8) + 1u) * 0x1p-24f);
+  const Word exponent = ((u - kRootOfHalf + (32u << 23)) >> 23) - 32u;
+  const Real e = Math::to_real(exponent), f = Math::real(u - (exponent << 23)) - 1.0f;
+  Real p = Math::constant(-7.6369404792785645e-2f);
+  p = Math::multiply_add(p, f, Math::constant(1.2762485444545746e-1f));
+  p = Math::multiply_add(p, f, Math::constant(-1.3159550726413727e-1f));
+  p = Math::multiply_add(p, f, Math::constant(1.4201539754867554e-1f));
+  p = Math::multiply_add(p, f, Math::constant(-1.6623410582542419e-1f));
+  p = Math::multiply_add(p, f, Math::constant(2.0001243054866791e-1f));
+  p = Math::multiply_add(p, f, Math::constant(-2.5000819563865662e-1f));
+  p = Math::multiply_add(p, f, Math::constant(3.3333331346511841e-1f));
+  const Real square = f * f;
+  p = Math::multiply_add(p * f, square, e * 9.0580006e-6f);
+  p = Math::multiply_add(square, Math::constant(-0.5f), p);
+  const Real logarithm = Math::multiply_add(e, Math::constant(0.69313812256f), p + f);
+  return Math::square_root(logarithm * -2.0f);
+}
+
+// Two standard normal numbers of two words, by Box and Muller (1958): of the radius above and the angle
+// 2 pi u, u = (angle / 2^8) 2^-24. An absolute error below 1e-6.
+//
+// 4 u is the nearest integer, a number of quarters of the circle, and a rest y in [-1/2, 1/2), both exact. The
+// polynomials are minimax fits of sin(pi y / 2) / y and cos(pi y / 2) in y^2 with errors below 4e-9; pi / 2 is the sum of
+// two floats.
+template <class Math>
+TFGEN_EVERYWHERE void box_muller(typename Math::Word radius_word, typename Math::Word angle_word,
+                                 typename Math::Real* first, typename Math::Real* second) {
+  using Word = typename Math::Word;
+  using Real = typename Math::Real;
+  const Word angle = angle_word >> 8, quarter = (angle + (1u << 21)) >> 22;
+  const Real y = Math::to_real(angle - (quarter << 22)) * 0x1p-22f, z = y * y;
+  Real s = Math::constant(-4.683873616158962e-3f);
+  s = Math::multiply_add(s, z, Math::constant(7.971177995204926e-2f));
+  s = Math::multiply_add(s, z, Math::constant(-6.459665894508362e-1f));
+  s = Math::multiply_add(s, z, Math::constant(-4.3711388e-8f));
+  s = Math::multiply_add(y, Math::constant(1.5707964f), s * y);
+  Real c = Math::constant(8.935071527957916e-4f);
+  c = Math::multiply_add(c, z, Math::constant(-2.0855240523815155e-2f));
+  c = Math::multiply_add(c, z, Math::constant(2.5366851687431335e-1f));
+  c = Math::multiply_add(c, z, Math::constant(-1.2337005138397217f));
+  c = Math::multiply_add(c, z, Math::constant(1.0f));
+  // A quarter of the circle further, the cosine is minus the sine and the sine is the cosine.
+  const Word exchanged = (Math::bits(s) ^ Math::bits(c)) & (0u - (quarter & 1u));
+  const Word cosine_sign = ((quarter + 1u) & 2u) << 30, sine_sign = (quarter & 2u) << 30;
+  const Real radius = radius_of<Math>(radius_word);
+  *first = radius * Math::real(Math::bits(c) ^ exchanged ^ cosine_sign);
+  *second = radius * Math::real(Math::bits(s) ^ exchanged ^ sine_sign);
+}
+
+}  // namespace tfgen
+#endif  // TFGEN_KERNELS_COMMON_PHILOX_H_
