@@ -21,6 +21,15 @@
 #define TFGEN_EVERYWHERE inline __attribute__((always_inline))
 #endif
 
+#define TFGEN_PRAGMA(words) _Pragma(#words)
+#if defined(__CUDA_ARCH__)
+#define TFGEN_UNROLL(count) TFGEN_PRAGMA(unroll count)
+#elif defined(__GNUC__) && !defined(__clang__)
+#define TFGEN_UNROLL(count) TFGEN_PRAGMA(GCC unroll count)
+#else
+#define TFGEN_UNROLL(count)
+#endif
+
 namespace tfgen {
 
 constexpr int kPhiloxWords = 4;  // of a block
@@ -33,6 +42,7 @@ struct ScalarMath {
     const uint64_t product = static_cast<uint64_t>(a) * b;
     *high = static_cast<Word>(product >> 32), *low = static_cast<Word>(product);
   }
+  static TFGEN_EVERYWHERE Word word(uint32_t x) { return x; }
   static TFGEN_EVERYWHERE Real constant(float x) { return x; }
   // Of words that stand for signed numbers of less than 2^24 in magnitude.
   static TFGEN_EVERYWHERE Real to_real(Word x) { return static_cast<float>(static_cast<int32_t>(x)); }
@@ -50,22 +60,34 @@ struct ScalarMath {
   static TFGEN_EVERYWHERE Real square_root(Real x) { return sqrtf(x); }
 };
 
-// Replaces a counter by its block of random words.
+// The keys of the rounds, for many blocks.
 template <class Math>
-TFGEN_EVERYWHERE void philox(typename Math::Word (&words)[kPhiloxWords], uint64_t seed) {
-  uint32_t key[] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-#if defined(__CUDACC__)
-#pragma unroll
-#else
-#pragma GCC unroll 10
-#endif
+struct PhiloxKeys {
+  typename Math::Word of[kPhiloxRounds][2];
+
+  explicit TFGEN_EVERYWHERE PhiloxKeys(uint64_t seed) {
+    uint32_t low = static_cast<uint32_t>(seed), high = static_cast<uint32_t>(seed >> 32);
+    for (auto& round : of) {
+      round[0] = Math::word(low), round[1] = Math::word(high);
+      low += 0x9E3779B9u, high += 0xBB67AE85u;
+    }
+  }
+};
+
+// Replaces counters by their blocks of random words. A round waits for the one before: what is independent of each other
+// is done side by side.
+template <class Math, int kCount>
+TFGEN_EVERYWHERE void philox(typename Math::Word (&blocks)[kCount][kPhiloxWords], const PhiloxKeys<Math>& keys) {
+  TFGEN_UNROLL(10)
   for (int round = 0; round < kPhiloxRounds; ++round) {
-    typename Math::Word high[2], low[2];
-    Math::multiply(words[0], 0xD2511F53u, &high[0], &low[0]);
-    Math::multiply(words[2], 0xCD9E8D57u, &high[1], &low[1]);
-    words[0] = high[1] ^ words[1] ^ key[0], words[1] = low[1];
-    words[2] = high[0] ^ words[3] ^ key[1], words[3] = low[0];
-    key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u;
+    TFGEN_UNROLL(4)
+    for (int i = 0; i < kCount; ++i) {
+      typename Math::Word(&words)[kPhiloxWords] = blocks[i], high[2], low[2];
+      Math::multiply(words[0], 0xD2511F53u, &high[0], &low[0]);
+      Math::multiply(words[2], 0xCD9E8D57u, &high[1], &low[1]);
+      words[0] = high[1] ^ words[1] ^ keys.of[round][0], words[1] = low[1];
+      words[2] = high[0] ^ words[3] ^ keys.of[round][1], words[3] = low[0];
+    }
   }
 }
 
@@ -87,17 +109,15 @@ TFGEN_EVERYWHERE typename Math::Real radius_of(typename Math::Word word) {
   const Word u = Math::bits(Math::to_real((word >> 8) + 1u) * 0x1p-24f);
   const Word exponent = ((u - kRootOfHalf + (32u << 23)) >> 23) - 32u;
   const Real e = Math::to_real(exponent), f = Math::real(u - (exponent << 23)) - 1.0f;
-  Real p = Math::constant(-7.6369404792785645e-2f);
-  p = Math::multiply_add(p, f, Math::constant(1.2762485444545746e-1f));
-  p = Math::multiply_add(p, f, Math::constant(-1.3159550726413727e-1f));
-  p = Math::multiply_add(p, f, Math::constant(1.4201539754867554e-1f));
-  p = Math::multiply_add(p, f, Math::constant(-1.6623410582542419e-1f));
-  p = Math::multiply_add(p, f, Math::constant(2.0001243054866791e-1f));
-  p = Math::multiply_add(p, f, Math::constant(-2.5000819563865662e-1f));
-  p = Math::multiply_add(p, f, Math::constant(3.3333331346511841e-1f));
-  const Real square = f * f;
-  p = Math::multiply_add(p * f, square, e * 9.0580006e-6f);
-  p = Math::multiply_add(square, Math::constant(-0.5f), p);
+  // Pairs of terms, then pairs of pairs: one sum after the other would wait for each product.
+  const Real f2 = f * f, f4 = f2 * f2;
+  const Real p0 = Math::multiply_add(f, Math::constant(-2.5000819563865662e-1f), Math::constant(3.3333331346511841e-1f));
+  const Real p2 = Math::multiply_add(f, Math::constant(-1.6623410582542419e-1f), Math::constant(2.0001243054866791e-1f));
+  const Real p4 = Math::multiply_add(f, Math::constant(-1.3159550726413727e-1f), Math::constant(1.4201539754867554e-1f));
+  const Real p6 = Math::multiply_add(f, Math::constant(-7.6369404792785645e-2f), Math::constant(1.2762485444545746e-1f));
+  Real p = Math::multiply_add(f4, Math::multiply_add(f2, p6, p4), Math::multiply_add(f2, p2, p0));
+  p = Math::multiply_add(p * f, f2, e * 9.0580006e-6f);
+  p = Math::multiply_add(f2, Math::constant(-0.5f), p);
   const Real logarithm = Math::multiply_add(e, Math::constant(0.69313812256f), p + f);
   return Math::square_root(logarithm * -2.0f);
 }

@@ -4,13 +4,12 @@
 
 #include "kernels/blocksparse/cpu_dispatch.h"
 #include "kernels/langevin/langevin.h"
+#include "kernels/langevin/rows.h"
 
 namespace tfgen {
 
 // Elements of a unit: with the random numbers of two steps they fit a first-level cache.
 constexpr int64_t kLangevinUnit = 1024;
-// Elements whose terms a unit of a sum adds up.
-constexpr int64_t kLangevinPiece = 4096;
 
 struct LangevinKernels {
   // One unit of the elements.
@@ -25,10 +24,6 @@ struct LangevinKernels {
   double (*displacement_product)(const TfgenLangevinBackward& args, int64_t first, int64_t last);
   double (*gradient_product)(const TfgenLangevinBackward& args, int64_t first, int64_t last);
 };
-
-// Scratch memory of the backward pass: two products of each sample, then sums of pieces.
-inline double* displacement_products(const TfgenLangevinBackward& args) { return args.scratch; }
-inline double* gradient_products(const TfgenLangevinBackward& args) { return args.scratch + args.step.samples; }
 
 LangevinKernels portable_langevin();
 #if TFGEN_X86_KERNELS

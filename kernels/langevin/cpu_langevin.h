@@ -16,6 +16,16 @@ TFGEN_INLINE Vec between(Vec x, Vec lower, Vec upper) {  // NaN stays NaN
   return below < lower ? lower : below;
 }
 
+// A product before it is added to something: without this the compiler would make one operation of both, which rounds once.
+TFGEN_INLINE Vec rounded(Vec product) {
+#if TFGEN_LANES >= 8
+  asm("" : "+v"(product));
+#elif defined(__aarch64__)
+  asm("" : "+w"(product));
+#endif
+  return product;
+}
+
 TFGEN_INLINE float at_least(float norm, float bound) { return norm < bound ? bound : norm; }  // NaN stays NaN
 
 // Elements that lie together and have everything but themselves in common: of one sample, where samples differ.
@@ -71,7 +81,7 @@ inline const float* draw_noise(TfgenRandom random, bool next, float sigma, int64
 }
 
 TFGEN_INLINE Vec noise_term(const Run& run, const float* noise, float sigma, int64_t i) {
-  return run.masked(sigma * Float32::load(noise + i), i);
+  return rounded(run.masked(sigma * Float32::load(noise + i), i));
 }
 
 // t, from element i of a run on.
@@ -81,7 +91,7 @@ TFGEN_INLINE Vec moved(const Run& run, int64_t i) {
   if (run.by_norm) g = g * step.clip / at_least(run.gradient_norm, step.clip);
   g = between(g, broadcast(-run.bound), broadcast(run.bound));
   if (run.noise != nullptr) t = t + noise_term(run, run.noise, step.sigma, i);
-  return t - run.masked(step.eta * g, i);
+  return t - rounded(run.masked(step.eta * g, i));
 }
 
 TFGEN_INLINE Vec projected(const Run& run, Vec t, int64_t i) {
@@ -148,7 +158,7 @@ TFGEN_INLINE Vec through_projection(const TfgenLangevinBackward& args, const Run
   if (step.projection != TFGEN_PROJECT_RANGE) {
     const Vec anchor = run.load(step.anchor, i);
     if (step.projection == TFGEN_PROJECT_BALL) {
-      const double product = displacement_products(args)[run.first / step.size];
+      const double product = displacement_products(step, args.scratch)[run.first / step.size];
       return through_norm(upstream, t - anchor, run.displacement_norm, step.radius, product);
     }
     lower = anchor - step.radius, upper = anchor + step.radius;
@@ -175,7 +185,7 @@ inline void backward_unit(const TfgenLangevinBackward& args, int64_t unit) {
       Vec dg = through_step(run, dt, i);
       if (run.by_norm) {
         const int64_t sample = step.clip_mode == TFGEN_CLIP_SAMPLE_NORM ? run.first / step.size : 0;
-        dg = through_norm(dg, g, run.gradient_norm, step.clip, gradient_products(args)[sample]);
+        dg = through_norm(dg, g, run.gradient_norm, step.clip, gradient_products(step, args.scratch)[sample]);
       }
       dg = g > run.bound ? Vec{} : dg;
       dg = g < -run.bound ? Vec{} : dg;

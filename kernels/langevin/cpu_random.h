@@ -6,39 +6,68 @@
 #include "kernels/common/philox.h"
 #include "kernels/langevin/cpu_dispatch.h"
 
+#if TFGEN_LANES == 4 && defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace tfgen {
 namespace TFGEN_ISA {
 
+// In this folder 16 lanes are those of AVX-512 and 8 those of AVX2. The macros of an instruction set (__AVX2__) cannot tell:
+// GCC before 13 does not define them after its pragma in C++.
+
+typedef uint64_t Pairs __attribute__((vector_size(4 * TFGEN_LANES), may_alias));
+
+template <int kEven, int kOdd, size_t... kLane>
+TFGEN_INLINE Bits shuffle_lanes(Bits a, Bits b, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(a, b, (kLane % 2 ? kLane + kOdd : kLane + kEven)...);
+}
+constexpr auto kAllLanes = std::make_index_sequence<kLanes>();
+TFGEN_INLINE Pairs upper_halves(Pairs a) { return (Pairs)shuffle_lanes<1, 0>((Bits)a, (Bits)a, kAllLanes); }
+TFGEN_INLINE Bits join_halves(Pairs even, Pairs odd) {
+  const Bits moved = shuffle_lanes<0, -1>((Bits)odd, (Bits)odd, kAllLanes);
+  return shuffle_lanes<0, kLanes>((Bits)even, moved, kAllLanes);
+}
+
+// For Philox alone, whose products have 64 bits: words in the lower halves of 64. The upper ones hold whatever they hold.
+struct PairMath {
+  using Word = Pairs;
+  static TFGEN_INLINE Pairs word(uint32_t x) { return x + Pairs{}; }
+  static TFGEN_INLINE void multiply(Pairs a, uint32_t b, Pairs* high, Pairs* low) {
+#if TFGEN_LANES == 16
+    *low = (Pairs)_mm512_maskz_mul_epu32(0xff, (__m512i)a, _mm512_set1_epi32(static_cast<int>(b)));
+#elif TFGEN_LANES == 8
+    *low = (Pairs)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi32(static_cast<int>(b)));
+#elif defined(__SSE2__)
+    *low = (Pairs)_mm_mul_epu32((__m128i)a, _mm_set1_epi32(static_cast<int>(b)));
+#else
+    *low = (a & 0xffffffffu) * b;
+#endif
+    *high = upper_halves(*low);
+  }
+};
+
+// For what is made of the words.
 struct VectorMath {
   using Word = Bits;
   using Real = Vec;
-
-  static TFGEN_INLINE void multiply(Bits a, uint32_t b, Bits* high, Bits* low) {
-    typedef uint64_t Pairs __attribute__((vector_size(4 * TFGEN_LANES), may_alias));
-    constexpr uint64_t kUpper = 0xffffffff00000000u;
-#if TFGEN_LANES == 16 && defined(__AVX512F__)
-    const __m512i factor = _mm512_set1_epi32(static_cast<int>(b));
-    const Pairs even = (Pairs)_mm512_maskz_mul_epu32(0xff, (__m512i)a, factor);
-    const Pairs odd = (Pairs)_mm512_maskz_mul_epu32(0xff, (__m512i)((Pairs)a >> 32), factor);
-#elif TFGEN_LANES == 8 && defined(__AVX2__)
-    const __m256i factor = _mm256_set1_epi32(static_cast<int>(b));
-    const Pairs even = (Pairs)_mm256_mul_epu32((__m256i)a, factor);
-    const Pairs odd = (Pairs)_mm256_mul_epu32((__m256i)((Pairs)a >> 32), factor);
-#else
-    const Pairs even = ((Pairs)a & ~kUpper) * b, odd = ((Pairs)a >> 32) * b;
-#endif
-    *low = (Bits)((even & ~kUpper) | (odd << 32));
-    *high = (Bits)((even >> 32) | (odd & kUpper));
-  }
   static TFGEN_INLINE Vec constant(float x) { return broadcast(x); }
   static TFGEN_INLINE Vec to_real(Bits x) { return __builtin_convertvector((Ints)x, Vec); }
   static TFGEN_INLINE Bits bits(Vec x) { return (Bits)x; }
   static TFGEN_INLINE Vec real(Bits x) { return (Vec)x; }
-  static TFGEN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return TFGEN_ISA::multiply_add(a, b, c); }
+  static TFGEN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+#if TFGEN_LANES == 16
+    return _mm512_fmadd_ps(a, b, c);
+#elif TFGEN_LANES == 8
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+  }
   static TFGEN_INLINE Vec square_root(Vec x) {
-#if TFGEN_LANES == 16 && defined(__AVX512F__)
+#if TFGEN_LANES == 16
     return _mm512_maskz_sqrt_ps(0xffff, x);
-#elif TFGEN_LANES == 8 && defined(__AVX2__)
+#elif TFGEN_LANES == 8
     return _mm256_sqrt_ps(x);
 #else
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
@@ -65,14 +94,14 @@ TFGEN_INLINE Vec interleave_pairs(Vec a, Vec b, std::index_sequence<kLane...>) {
 }
 
 TFGEN_INLINE void to_element_order(Vec* x) {
-  constexpr auto kAll = std::make_index_sequence<kLanes>();
-  const Vec a = interleave_words<false>(x[0], x[1], kAll), b = interleave_words<false>(x[2], x[3], kAll);
-  const Vec c = interleave_words<true>(x[0], x[1], kAll), d = interleave_words<true>(x[2], x[3], kAll);
-  x[0] = interleave_pairs<false>(a, b, kAll), x[1] = interleave_pairs<true>(a, b, kAll);
-  x[2] = interleave_pairs<false>(c, d, kAll), x[3] = interleave_pairs<true>(c, d, kAll);
+  const Vec a = interleave_words<false>(x[0], x[1], kAllLanes), b = interleave_words<false>(x[2], x[3], kAllLanes);
+  const Vec c = interleave_words<true>(x[0], x[1], kAllLanes), d = interleave_words<true>(x[2], x[3], kAllLanes);
+  x[0] = interleave_pairs<false>(a, b, kAllLanes), x[1] = interleave_pairs<true>(a, b, kAllLanes);
+  x[2] = interleave_pairs<false>(c, d, kAllLanes), x[3] = interleave_pairs<true>(c, d, kAllLanes);
 }
 
-constexpr int64_t kGroup = kPhiloxWords * kLanes;  // elements that are drawn together
+constexpr int kVectors = 2;  // of blocks that are drawn side by side
+constexpr int64_t kGroup = kVectors * kPhiloxWords * kLanes;  // their elements
 // Of a buffer for a unit that starts within a block, and a vector that is read at its end.
 constexpr int64_t kBuffer = kLangevinUnit + 2 * kGroup;
 
@@ -82,24 +111,38 @@ template <int kKind>
 inline const float* draw(const TfgenRandom& random, int64_t first, int64_t count, float* buffer) {
   const uint64_t element = random.first_element + static_cast<uint64_t>(first);
   const int64_t skipped = static_cast<int64_t>(element % kPhiloxWords);
+  const PhiloxKeys<PairMath> keys(random.seed);
+  const Bits order = block_of_lane(kAllLanes);
+  uint64_t block = element / kPhiloxWords;
   for (int64_t done = 0; done < skipped + count + kLanes; done += kGroup) {
-    const uint64_t block = element / kPhiloxWords + static_cast<uint64_t>(done / kPhiloxWords);
-    const Bits low = block_of_lane(std::make_index_sequence<kLanes>()) + static_cast<uint32_t>(block);
-    const Bits carried = low < static_cast<uint32_t>(block) ? broadcast_bits(1) : Bits{};
-    Bits words[] = {low, carried + static_cast<uint32_t>(block >> 32), broadcast_bits(random.step),
-                    broadcast_bits(random.stream)};
-    philox<VectorMath>(words, random.seed);
-    Vec numbers[kPhiloxWords];
-    if constexpr (kKind == TFGEN_RANDOM_NORMAL) {
-      box_muller<VectorMath>(words[0], words[1], &numbers[0], &numbers[1]);
-      box_muller<VectorMath>(words[2], words[3], &numbers[2], &numbers[3]);
-    } else {
-      for (int i = 0; i < kPhiloxWords; ++i) {
-        numbers[i] = kKind == TFGEN_RANDOM_UNIFORM ? uniform_of<VectorMath>(words[i]) : (Vec)words[i];
+    Pairs halves[2 * kVectors][kPhiloxWords];  // of even lanes, then of odd lanes
+    for (int i = 0; i < kVectors; ++i, block += kLanes) {
+      const Bits low = order + static_cast<uint32_t>(block);
+      const Ints carries = low < static_cast<uint32_t>(block);  // -1 or 0
+      const Bits high = static_cast<uint32_t>(block >> 32) - (Bits)carries;
+      for (int odd = 0; odd < 2; ++odd) {
+        Pairs* words = halves[2 * i + odd];
+        words[0] = odd ? upper_halves((Pairs)low) : (Pairs)low, words[1] = odd ? upper_halves((Pairs)high) : (Pairs)high;
+        words[2] = PairMath::word(random.step), words[3] = PairMath::word(random.stream);
       }
     }
-    to_element_order(numbers);
-    for (int i = 0; i < kPhiloxWords; ++i) Float32::store(buffer + done + i * kLanes, numbers[i]);
+    philox<PairMath, 2 * kVectors>(halves, keys);
+    for (int i = 0; i < kVectors; ++i) {
+      Bits words[kPhiloxWords];
+      for (int j = 0; j < kPhiloxWords; ++j) words[j] = join_halves(halves[2 * i][j], halves[2 * i + 1][j]);
+      Vec numbers[kPhiloxWords];
+      if constexpr (kKind == TFGEN_RANDOM_NORMAL) {
+        box_muller<VectorMath>(words[0], words[1], &numbers[0], &numbers[1]);
+        box_muller<VectorMath>(words[2], words[3], &numbers[2], &numbers[3]);
+      } else {
+        for (int j = 0; j < kPhiloxWords; ++j) {
+          numbers[j] = kKind == TFGEN_RANDOM_UNIFORM ? uniform_of<VectorMath>(words[j]) : (Vec)words[j];
+        }
+      }
+      to_element_order(numbers);
+      float* place = buffer + done + i * kPhiloxWords * kLanes;
+      for (int j = 0; j < kPhiloxWords; ++j) Float32::store(place + j * kLanes, numbers[j]);
+    }
   }
   return buffer + skipped;
 }

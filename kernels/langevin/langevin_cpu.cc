@@ -25,38 +25,15 @@ const LangevinKernels& kernels() {
   return chosen;
 }
 
-int64_t quotient_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
-
-// What is summed by itself: the samples, or the tensor.
-struct Rows {
-  int64_t count, size, pieces;  // of each: elements, and parts that a unit adds up
-};
-
-Rows rows_of(const TfgenLangevinStep& step, bool whole_tensor) {
-  const int64_t size = whole_tensor ? step.samples * step.size : step.size;
-  return {whole_tensor ? 1 : step.samples, size, quotient_up(size, kLangevinPiece)};
-}
-
 // Phases 0 and 1 of the forward pass are about g and 2 and 3 about d, as d depends on |g|; in the backward pass the
 // other way round.
 enum { kFirstPieces = 0, kFirstRows = 1, kLastPieces = 2, kLastRows = 3, kElements = 4 };
 
 bool about_gradient(int32_t phase, bool backward) { return (phase <= kFirstRows) != backward; }
 
-bool is_summed(const TfgenLangevinStep& step, bool gradient) {
-  if (!gradient) return step.projection == TFGEN_PROJECT_BALL;
-  return step.clip_mode == TFGEN_CLIP_TENSOR_NORM || step.clip_mode == TFGEN_CLIP_SAMPLE_NORM;
-}
-
-Rows rows_of_phase(const TfgenLangevinStep& step, bool gradient) {
-  return rows_of(step, gradient && step.clip_mode == TFGEN_CLIP_TENSOR_NORM);
-}
-
-double* pieces_of(const TfgenLangevinStep& step, double* scratch) { return scratch + 2 * step.samples + 1; }
-
 // Units first .. last - 1 of a sum, each a piece; or of adding pieces up, each a row, whose sum goes to finish(row, sum).
 template <class Sum>
-void add_pieces(const Rows& rows, double* pieces, int64_t first, int64_t last, Sum sum) {
+void add_pieces(const LangevinRows& rows, double* pieces, int64_t first, int64_t last, Sum sum) {
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t row = unit / rows.pieces, start = unit % rows.pieces * kLangevinPiece;
     const int64_t end = start + kLangevinPiece < rows.size ? start + kLangevinPiece : rows.size;
@@ -64,7 +41,7 @@ void add_pieces(const Rows& rows, double* pieces, int64_t first, int64_t last, S
   }
 }
 
-double row_sum(const Rows& rows, const double* pieces, int64_t row) {
+double row_sum(const LangevinRows& rows, const double* pieces, int64_t row) {
   double total = 0;
   for (int64_t piece = 0; piece < rows.pieces; ++piece) total += pieces[row * rows.pieces + piece];
   return total;
@@ -78,7 +55,7 @@ int64_t tfgen_langevin_units(const TfgenLangevinStep* step, int32_t phase, int32
   if (phase == kElements) return tfgen_langevin_element_units(step->samples * step->size);
   const bool gradient = about_gradient(phase, backward);
   if (!is_summed(*step, gradient)) return 0;
-  const Rows rows = rows_of_phase(*step, gradient);
+  const LangevinRows rows = rows_of(*step, gradient);
   return phase == kFirstPieces || phase == kLastPieces ? rows.count * rows.pieces : rows.count;
 }
 
@@ -87,7 +64,7 @@ int64_t tfgen_langevin_scratch(const TfgenLangevinStep* step) {
   int64_t pieces = 0;
   for (const bool gradient : {true, false}) {
     if (!is_summed(*step, gradient)) continue;
-    const Rows rows = rows_of_phase(*step, gradient);
+    const LangevinRows rows = rows_of(*step, gradient);
     if (rows.count * rows.pieces > pieces) pieces = rows.count * rows.pieces;
   }
   return 2 * step->samples + 1 + pieces;
@@ -101,8 +78,8 @@ void tfgen_langevin_forward_cpu(const TfgenLangevinForward* args, int32_t phase,
     return;
   }
   const bool gradient = about_gradient(phase, false);
-  const Rows rows = rows_of_phase(step, gradient);
-  double* pieces = pieces_of(step, args->scratch);
+  const LangevinRows rows = rows_of(step, gradient);
+  double* pieces = sums_of_pieces(step, args->scratch);
   if (phase == kFirstPieces || phase == kLastPieces) {
     const auto square = gradient ? kernels().gradient_square : kernels().displacement_square;
     add_pieces(rows, pieces, first, last, [=, &step](int64_t from, int64_t to) { return square(step, from, to); });
@@ -120,18 +97,20 @@ void tfgen_langevin_backward_cpu(const TfgenLangevinBackward* args, int32_t phas
     return;
   }
   const bool gradient = about_gradient(phase, true);
-  const Rows rows = rows_of_phase(step, gradient);
-  double* pieces = pieces_of(step, args->scratch);
+  const LangevinRows rows = rows_of(step, gradient);
+  double* pieces = sums_of_pieces(step, args->scratch);
   if (phase == kFirstPieces || phase == kLastPieces) {
     const auto product = gradient ? kernels().gradient_product : kernels().displacement_product;
     add_pieces(rows, pieces, first, last, [=](int64_t from, int64_t to) { return product(*args, from, to); });
     return;
   }
-  double* products = gradient ? gradient_products(*args) : displacement_products(*args);
+  double* products = gradient ? gradient_products(step, args->scratch) : displacement_products(step, args->scratch);
   for (int64_t row = first; row < last; ++row) products[row] = row_sum(rows, pieces, row);
 }
 
-int64_t tfgen_langevin_element_units(int64_t elements) { return tfgen::quotient_up(elements, tfgen::kLangevinUnit); }
+int64_t tfgen_langevin_element_units(int64_t elements) {
+  return (elements + tfgen::kLangevinUnit - 1) / tfgen::kLangevinUnit;
+}
 
 void tfgen_langevin_noise_cpu(const TfgenLangevinNoise* args, int64_t first, int64_t last) {
   for (int64_t unit = first; unit < last; ++unit) tfgen::kernels().noise(*args, unit);

@@ -13,9 +13,6 @@
 // After the system headers: what they define must stay runnable everywhere, since the linker may keep this file's copy.
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 
-// Results are those of the header: every product is rounded before it is added, but where a function says otherwise.
-#pragma GCC optimize("fp-contract=off")
-
 #define TFGEN_ISA avx512
 #define TFGEN_LANES 16
 #include "kernels/langevin/cpu_langevin.h"

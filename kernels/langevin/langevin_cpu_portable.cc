@@ -7,9 +7,6 @@
 
 #include "kernels/langevin/cpu_dispatch.h"
 
-// Results are those of the header: every product is rounded before it is added, but where a function says otherwise.
-#pragma GCC optimize("fp-contract=off")
-
 #define TFGEN_ISA portable
 #define TFGEN_LANES 4
 #include "kernels/langevin/cpu_langevin.h"

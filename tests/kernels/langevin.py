@@ -23,16 +23,22 @@ def philox(counters: np.ndarray, seed: int) -> np.ndarray:
     return np.stack([a, b, c, d], axis=1).astype(np.uint32)
 
 
+def _elements(count: int, first_element: int) -> np.ndarray:
+    return np.arange(count, dtype=np.uint64) + np.uint64(first_element)
+
+
 def blocks(count: int, seed: int, step: int, stream: int, first_element: int) -> np.ndarray:
     """uint32 [count, 4], the block of each element."""
-    numbers = [(first_element + i) >> 2 for i in range(count)]
-    counters = np.array([(n & 0xFFFFFFFF, n >> 32, step, stream) for n in numbers], np.uint32).reshape(count, 4)
+    numbers = _elements(count, first_element) >> np.uint64(2)
+    counters = np.empty([count, 4], np.uint32)
+    counters[:, 0], counters[:, 1] = numbers & WORD, numbers >> np.uint64(32)
+    counters[:, 2:] = step, stream
     return philox(counters, seed)
 
 
 def words(count: int, seed: int, step: int = 0, stream: int = 0, first_element: int = 0) -> np.ndarray:
     """uint32 [count], the word of each element."""
-    lanes = np.array([(first_element + i) & 3 for i in range(count)], np.int64)
+    lanes = (_elements(count, first_element) % np.uint64(4)).astype(np.int64)
     return np.take_along_axis(blocks(count, seed, step, stream, first_element), lanes[:, None], axis=1)[:, 0]
 
 
@@ -43,7 +49,7 @@ def uniform(*args, **kwargs) -> np.ndarray:
 
 def normal(count: int, seed: int, step: int = 0, stream: int = 0, first_element: int = 0) -> np.ndarray:
     """float64 [count], by Box and Muller."""
-    lanes = np.array([(first_element + i) & 3 for i in range(count)], np.int64)
+    lanes = (_elements(count, first_element) % np.uint64(4)).astype(np.int64)
     pairs = (blocks(count, seed, step, stream, first_element) >> np.uint32(8)).astype(np.float64) * 2.0**-24
     pair = pairs.reshape(count, 2, 2)[np.arange(count), lanes // 2]  # [count, 2]
     radius, angle = np.sqrt(-2 * np.log(pair[:, 0] + 2.0**-24)), 2 * np.pi * pair[:, 1]
