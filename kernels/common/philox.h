@@ -56,6 +56,8 @@ struct ScalarMath {
     memcpy(&number, &x, sizeof(number));
     return number;
   }
+  // All bits are the sign's.
+  static TFGEN_EVERYWHERE Word spread_sign(Word x) { return static_cast<Word>(static_cast<int32_t>(x) >> 31); }
   static TFGEN_EVERYWHERE Real multiply_add(Real a, Real b, Real c) { return fmaf(a, b, c); }
   static TFGEN_EVERYWHERE Real square_root(Real x) { return sqrtf(x); }
 };
@@ -99,42 +101,41 @@ TFGEN_EVERYWHERE typename Math::Real uniform_of(typename Math::Word word) {
 
 // sqrt(-2 ln u) of u = (word / 2^8 + 1) 2^-24, which is in (0, 1].
 //
-// u = 2^e (1 + f) with 1 + f between sqrt(1/2) and sqrt(2), ln(1 + f) = f - f^2 / 2 + f^3 p(f). The polynomial is a
-// minimax fit with a relative error of ln(1 + f) of 6e-9; ln 2 is a sum of two floats whose first times e is exact.
+// u = 2^e (1 + f) with 1 + f between sqrt(1/2) and sqrt(2); ln(1 + f) = f - f^2 / 2 + f^3 p(f), where p is a minimax fit
+// with a relative error of ln(1 + f) of 6e-9, and ln 2 is the sum of two floats whose first times e is exact. All of it
+// is taken -2 times.
 template <class Math>
 TFGEN_EVERYWHERE typename Math::Real radius_of(typename Math::Word word) {
   using Word = typename Math::Word;
   using Real = typename Math::Real;
   constexpr uint32_t kRootOfHalf = 0x3f3504f3u;
-  const Word u = Math::bits(Math::to_real((word >> 8) + 1u) * 0x1p-24f);
-  const Word exponent = ((u - kRootOfHalf + (32u << 23)) >> 23) - 32u;
-  const Real e = Math::to_real(exponent), f = Math::real(u - (exponent << 23)) - 1.0f;
+  const Word scaled = Math::bits(Math::to_real((word >> 8) + 1u));  // of 2^24 u
+  const Word exponent = (scaled - kRootOfHalf) >> 23;
+  const Real e = Math::to_real(exponent) - 24.0f, f = Math::real(scaled - (exponent << 23)) - 1.0f;
   // Pairs of terms, then pairs of pairs: one sum after the other would wait for each product.
   const Real f2 = f * f, f4 = f2 * f2;
-  const Real p0 = Math::multiply_add(f, Math::constant(-2.5000819563865662e-1f), Math::constant(3.3333331346511841e-1f));
-  const Real p2 = Math::multiply_add(f, Math::constant(-1.6623410582542419e-1f), Math::constant(2.0001243054866791e-1f));
-  const Real p4 = Math::multiply_add(f, Math::constant(-1.3159550726413727e-1f), Math::constant(1.4201539754867554e-1f));
-  const Real p6 = Math::multiply_add(f, Math::constant(-7.6369404792785645e-2f), Math::constant(1.2762485444545746e-1f));
+  const Real p0 = Math::multiply_add(f, Math::constant(0.500016391f), Math::constant(-0.666666627f));
+  const Real p2 = Math::multiply_add(f, Math::constant(0.332468212f), Math::constant(-0.400024861f));
+  const Real p4 = Math::multiply_add(f, Math::constant(0.263191015f), Math::constant(-0.284030795f));
+  const Real p6 = Math::multiply_add(f, Math::constant(0.15273881f), Math::constant(-0.255249709f));
   Real p = Math::multiply_add(f4, Math::multiply_add(f2, p6, p4), Math::multiply_add(f2, p2, p0));
-  p = Math::multiply_add(p * f, f2, e * 9.0580006e-6f);
-  p = Math::multiply_add(f2, Math::constant(-0.5f), p);
-  const Real logarithm = Math::multiply_add(e, Math::constant(0.69313812256f), p + f);
-  return Math::square_root(logarithm * -2.0f);
+  p = Math::multiply_add(p * f, f2, e * -1.81160012e-05f);
+  p = Math::multiply_add(f2, Math::constant(1.0f), p);
+  p = Math::multiply_add(f, Math::constant(-2.0f), p);
+  return Math::square_root(Math::multiply_add(e, Math::constant(-1.38627625f), p));
 }
 
-// Two standard normal numbers of two words, by Box and Muller (1958): of the radius above and the angle
-// 2 pi u, u = (angle / 2^8) 2^-24. An absolute error below 1e-6.
+// Cosine and sine of 2 pi u, u = (word / 2^8) 2^-24.
 //
 // 4 u is the nearest integer, a number of quarters of the circle, and a rest y in [-1/2, 1/2), both exact. The
 // polynomials are minimax fits of sin(pi y / 2) / y and cos(pi y / 2) in y^2 with errors below 4e-9; pi / 2 is the sum of
 // two floats.
 template <class Math>
-TFGEN_EVERYWHERE void box_muller(typename Math::Word radius_word, typename Math::Word angle_word,
-                                 typename Math::Real* first, typename Math::Real* second) {
+TFGEN_EVERYWHERE void direction_of(typename Math::Word word, typename Math::Real* cosine, typename Math::Real* sine) {
   using Word = typename Math::Word;
   using Real = typename Math::Real;
-  const Word angle = angle_word >> 8, quarter = (angle + (1u << 21)) >> 22;
-  const Real y = Math::to_real(angle - (quarter << 22)) * 0x1p-22f, z = y * y;
+  const Word turned = word + (1u << 29);  // by half a quarter: the upper two bits are the quarter
+  const Real y = Math::to_real(((turned >> 8) & 0x3fffffu) - (1u << 21)) * 0x1p-22f, z = y * y;
   Real s = Math::constant(-4.683873616158962e-3f);
   s = Math::multiply_add(s, z, Math::constant(7.971177995204926e-2f));
   s = Math::multiply_add(s, z, Math::constant(-6.459665894508362e-1f));
@@ -146,11 +147,30 @@ TFGEN_EVERYWHERE void box_muller(typename Math::Word radius_word, typename Math:
   c = Math::multiply_add(c, z, Math::constant(-1.2337005138397217f));
   c = Math::multiply_add(c, z, Math::constant(1.0f));
   // A quarter of the circle further, the cosine is minus the sine and the sine is the cosine.
-  const Word exchanged = (Math::bits(s) ^ Math::bits(c)) & (0u - (quarter & 1u));
-  const Word cosine_sign = ((quarter + 1u) & 2u) << 30, sine_sign = (quarter & 2u) << 30;
-  const Real radius = radius_of<Math>(radius_word);
-  *first = radius * Math::real(Math::bits(c) ^ exchanged ^ cosine_sign);
-  *second = radius * Math::real(Math::bits(s) ^ exchanged ^ sine_sign);
+  constexpr uint32_t kSign = 0x80000000u;
+  const Word odd = turned << 1;  // its sign is the lower bit of the quarter
+  const Word exchanged = (Math::bits(s) ^ Math::bits(c)) & Math::spread_sign(odd);
+  *cosine = Math::real(Math::bits(c) ^ exchanged ^ ((turned ^ odd) & kSign));
+  *sine = Math::real(Math::bits(s) ^ exchanged ^ (turned & kSign));
+}
+
+// Standard normal numbers of blocks, by Box and Muller (1958), with an absolute error below 1e-6. All radii come first:
+// each is a long chain of operations, and a processor looks ahead only so far for others to do meanwhile.
+template <class Math, int kCount>
+TFGEN_EVERYWHERE void box_muller(const typename Math::Word (&words)[kCount][kPhiloxWords],
+                                 typename Math::Real (&normals)[kCount][kPhiloxWords]) {
+  typename Math::Real radii[kCount][2];
+  TFGEN_UNROLL(4)
+  for (int i = 0; i < kCount; ++i) radii[i][0] = radius_of<Math>(words[i][0]), radii[i][1] = radius_of<Math>(words[i][2]);
+  TFGEN_UNROLL(4)
+  for (int i = 0; i < kCount; ++i) {
+    TFGEN_UNROLL(2)
+    for (int j = 0; j < 2; ++j) {
+      typename Math::Real cosine, sine;
+      direction_of<Math>(words[i][2 * j + 1], &cosine, &sine);
+      normals[i][2 * j] = radii[i][j] * cosine, normals[i][2 * j + 1] = radii[i][j] * sine;
+    }
+  }
 }
 
 }  // namespace tfgen

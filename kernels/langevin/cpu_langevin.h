@@ -107,7 +107,7 @@ TFGEN_INLINE Vec projected(const Run& run, Vec t, int64_t i) {
 inline void forward_unit(const TfgenLangevinForward& args, int64_t unit) {
   const TfgenLangevinStep& step = args.step;
   const int64_t first = unit * kLangevinUnit, count = smaller(kLangevinUnit, step.samples * step.size - first);
-  float buffer[kBuffer], next_buffer[kBuffer];
+  alignas(64) float buffer[kBuffer], next_buffer[kBuffer];
   const float *noise = nullptr, *next = nullptr;
   if (step.gradient_first) noise = draw_noise(step.random, false, step.sigma, first, count, buffer);
   if (args.y_next != nullptr) next = draw_noise(step.random, true, step.sigma, first, count, next_buffer);
@@ -125,7 +125,7 @@ inline void forward_unit(const TfgenLangevinForward& args, int64_t unit) {
 
 inline void noise_unit(const TfgenLangevinNoise& args, int64_t unit) {
   const int64_t first = unit * kLangevinUnit, count = smaller(kLangevinUnit, args.samples * args.size - first);
-  float buffer[kBuffer];
+  alignas(64) float buffer[kBuffer];
   const float* noise = draw_noise(args.random, false, args.sigma, first, count, buffer);
   TfgenLangevinStep step = {};
   step.samples = args.samples, step.size = args.size, step.mask = args.mask;
@@ -178,7 +178,7 @@ inline const float* earlier_noise(const TfgenLangevinStep& step, int64_t first, 
 inline void backward_unit(const TfgenLangevinBackward& args, int64_t unit) {
   const TfgenLangevinStep& step = args.step;
   const int64_t first = unit * kLangevinUnit, count = smaller(kLangevinUnit, step.samples * step.size - first);
-  float buffer[kBuffer];
+  alignas(64) float buffer[kBuffer];
   for_runs(step, first, first + count, earlier_noise(step, first, count, buffer), [&](const Run& run) {
     for (int64_t i = 0; i < run.count; i += kLanes) {
       const Vec dt = through_projection(args, run, i), g = run.load(step.g, i);
@@ -206,7 +206,7 @@ TFGEN_INLINE Vec first_lanes(Vec value, int64_t count) {
 template <class Factors>
 TFGEN_INLINE double sum_of_products(const TfgenLangevinStep& step, int64_t first, int64_t last, Factors factors) {
   Doubles sums = {};
-  float buffer[kBuffer];
+  alignas(64) float buffer[kBuffer];
   for (int64_t begin = first; begin < last; begin += kLangevinUnit) {
     const int64_t count = smaller(kLangevinUnit, last - begin);
     for_runs(step, begin, begin + count, earlier_noise(step, begin, count, buffer), [&](const Run& run) {

@@ -55,6 +55,7 @@ struct VectorMath {
   static TFGEN_INLINE Vec to_real(Bits x) { return __builtin_convertvector((Ints)x, Vec); }
   static TFGEN_INLINE Bits bits(Vec x) { return (Bits)x; }
   static TFGEN_INLINE Vec real(Bits x) { return (Vec)x; }
+  static TFGEN_INLINE Bits spread_sign(Bits x) { return (Bits)((Ints)x >> 31); }
   static TFGEN_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
 #if TFGEN_LANES == 16
     return _mm512_fmadd_ps(a, b, c);
@@ -127,21 +128,27 @@ inline const float* draw(const TfgenRandom& random, int64_t first, int64_t count
       }
     }
     philox<PairMath, 2 * kVectors>(halves, keys);
-    for (int i = 0; i < kVectors; ++i) {
-      Bits words[kPhiloxWords];
-      for (int j = 0; j < kPhiloxWords; ++j) words[j] = join_halves(halves[2 * i][j], halves[2 * i + 1][j]);
-      Vec numbers[kPhiloxWords];
-      if constexpr (kKind == TFGEN_RANDOM_NORMAL) {
-        box_muller<VectorMath>(words[0], words[1], &numbers[0], &numbers[1]);
-        box_muller<VectorMath>(words[2], words[3], &numbers[2], &numbers[3]);
-      } else {
-        for (int j = 0; j < kPhiloxWords; ++j) {
-          numbers[j] = kKind == TFGEN_RANDOM_UNIFORM ? uniform_of<VectorMath>(words[j]) : (Vec)words[j];
-        }
+    Bits words[kVectors][kPhiloxWords];
+    Vec numbers[kVectors][kPhiloxWords];
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors * kPhiloxWords; ++i) {
+      const int vector = i / kPhiloxWords, word = i % kPhiloxWords;
+      words[vector][word] = join_halves(halves[2 * vector][word], halves[2 * vector + 1][word]);
+    }
+    if constexpr (kKind == TFGEN_RANDOM_NORMAL) {
+      box_muller<VectorMath, kVectors>(words, numbers);
+    } else {
+      for (int i = 0; i < kVectors * kPhiloxWords; ++i) {
+        const Bits word = words[i / kPhiloxWords][i % kPhiloxWords];
+        numbers[i / kPhiloxWords][i % kPhiloxWords] =
+            kKind == TFGEN_RANDOM_UNIFORM ? uniform_of<VectorMath>(word) : (Vec)word;
       }
-      to_element_order(numbers);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      to_element_order(numbers[i]);
       float* place = buffer + done + i * kPhiloxWords * kLanes;
-      for (int j = 0; j < kPhiloxWords; ++j) Float32::store(place + j * kLanes, numbers[j]);
+      for (int j = 0; j < kPhiloxWords; ++j) Float32::store(place + j * kLanes, numbers[i][j]);
     }
   }
   return buffer + skipped;
@@ -149,7 +156,7 @@ inline const float* draw(const TfgenRandom& random, int64_t first, int64_t count
 
 template <int kKind>
 void draw_unit(const TfgenRandomDraw& args, int64_t unit) {
-  float buffer[kBuffer];
+  alignas(64) float buffer[kBuffer];
   const int64_t first = unit * kLangevinUnit, count = smaller(kLangevinUnit, args.count - first);
   memcpy(static_cast<float*>(args.out) + first, draw<kKind>(args.random, first, count, buffer),
          static_cast<size_t>(count) * sizeof(float));

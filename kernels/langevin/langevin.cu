@@ -64,21 +64,20 @@ __device__ inline Quad quad_of(const TfgenRandom& random, uint64_t block, int64_
   return {first, begin, end, aligned && first >= begin && first + kOwn <= end};
 }
 
-__device__ inline void draw_words(const TfgenRandom& random, uint64_t block, uint32_t step, uint32_t (&words)[kOwn]) {
-  uint32_t blocks[1][kOwn] = {
-      {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), step, random.stream}};
-  philox<ScalarMath, 1>(blocks, PhiloxKeys<ScalarMath>(random.seed));
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) words[i] = blocks[0][i];
-}
+struct Words {
+  uint32_t of[1][kOwn];
+
+  __device__ Words(const TfgenRandom& random, uint64_t block, uint32_t step)
+      : of{{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), step, random.stream}} {
+    philox<ScalarMath, 1>(of, PhiloxKeys<ScalarMath>(random.seed));
+  }
+};
 
 __device__ inline Four draw_normals(const TfgenRandom& random, uint64_t block, uint32_t step) {
-  uint32_t words[kOwn];
-  draw_words(random, block, step, words);
-  Four normals;
-  box_muller<ScalarMath>(words[0], words[1], &normals.of[0], &normals.of[1]);
-  box_muller<ScalarMath>(words[2], words[3], &normals.of[2], &normals.of[3]);
-  return normals;
+  const Words words(random, block, step);
+  float normals[1][kOwn];
+  box_muller<ScalarMath, 1>(words.of, normals);
+  return {{normals[0][0], normals[0][1], normals[0][2], normals[0][3]}};
 }
 
 // What the elements of a thread are multiplied with, and the samples that they belong to.
@@ -274,12 +273,11 @@ __global__ void __launch_bounds__(kThreads) draw(const TfgenRandomDraw args, boo
   if (args.kind == TFGEN_RANDOM_NORMAL) {
     values = draw_normals(args.random, block, args.random.step);
   } else {
-    uint32_t words[kOwn];
-    draw_words(args.random, block, args.random.step, words);
+    const Words words(args.random, block, args.random.step);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       values.of[i] =
-          args.kind == TFGEN_RANDOM_UNIFORM ? uniform_of<ScalarMath>(words[i]) : __uint_as_float(words[i]);
+          args.kind == TFGEN_RANDOM_UNIFORM ? uniform_of<ScalarMath>(words.of[0][i]) : __uint_as_float(words.of[0][i]);
     }
   }
   quad.store(static_cast<float*>(args.out), values);
