@@ -110,9 +110,8 @@ def trajectory(
         momentum = momentum - step_size * energy_gradient(position)[1]
         return index + 1, position + step_size * momentum, momentum
 
-    _, position, momentum = tf.while_loop(
-        lambda index, *_: index < leapfrogs, leapfrog, [0, position, momentum], maximum_iterations=leapfrogs
-    )
+    start = tf.constant(0), position, momentum
+    _, position, momentum = tf.while_loop(lambda index, *_: index < leapfrogs, leapfrog, start)
     energy, gradient = energy_gradient(position)
     momentum = momentum - 0.5 * step_size * gradient
     return Trajectory(position, momentum, first_energy, _hamiltonian(energy, momentum))
