@@ -1,3 +1,14 @@
 """Checkers of the recordings of the energy-based models."""
 
-from tests.parity.ebm import data, loop, networks, optimizer, replay, second_order, spectral, train  # noqa: F401  (registration)
+from tests.parity.ebm import (  # noqa: F401  (registration)
+    data,
+    hmc,
+    langevin,
+    loop,
+    networks,
+    optimizer,
+    replay,
+    second_order,
+    spectral,
+    train,
+)
