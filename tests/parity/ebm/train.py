@@ -11,8 +11,8 @@ import tensorflow as tf
 from tests.parity.ebm.networks import unpacked
 from tests.parity.ebm.recorded import load, of_largest, relative_norm, vectors
 from tests.parity.harness import Case, checker
+from tfgen.systems.ebm import hmc, sampler
 from tfgen.systems.ebm import objective as objectives
-from tfgen.systems.ebm import sampler
 from tfgen.systems.ebm.config import Config
 from tfgen.systems.ebm.networks import Dropout, EnergyNetwork
 from tfgen.systems.ebm.objective import Outcome
@@ -144,16 +144,11 @@ def chain_function(recorded: Recorded, draws: Draws) -> objectives.Sampler:
 
 def hmc_moves(recorded: Recorded, draws: Draws, energy: sampler.StepEnergy) -> sampler.Moves:
     """Transitions of Hamiltonian Monte Carlo with the recorded momenta and acceptance numbers, stacked over steps."""
-    from tfgen.systems.ebm import hmc
-
     config, (noise, momenta), uniforms = recorded.config, draws.normals, draws.uniforms[0]
 
     def transition(y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        def energy_gradient(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return energy(x, step), sampler.gradient_of(energy, x, step)
-
         return hmc.transition(
-            energy_gradient,
+            lambda x: sampler.energy_and_gradient(energy, x, step),
             y,
             step_size=config.hmc_step_size,
             leapfrogs=config.hmc_leapfrogs,

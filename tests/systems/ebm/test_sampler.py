@@ -7,9 +7,10 @@ import pytest
 import tensorflow as tf
 
 from tests.systems.ebm import small
+from tfgen.ops.philox import philox_normal
 from tfgen.randomness import Key
 from tfgen.systems.ebm import sampler
-from tfgen.systems.ebm.sampler import Chain, PlainMoves, TransitionMoves
+from tfgen.systems.ebm.sampler import Chain, FusedMoves, PlainMoves, TransitionMoves
 
 CURVATURE = np.array([[1.0, 4.0, 9.0], [0.5, 0.0, 2.0]], np.float32)
 STARTS = np.array([[0.2, 0.8, 0.5], [1.0, 0.0, 0.3]], np.float32)
@@ -97,17 +98,62 @@ def test_gradient_goes_back_through_every_step(mode):
     assert float(result(tf.constant(1.0))[1]) == pytest.approx(float(difference), rel=1e-2)
 
 
-def test_noise_of_a_sample_does_not_depend_on_the_batch():
+@pytest.mark.parametrize("fused", [False, True])
+def test_noise_of_a_sample_does_not_depend_on_the_batch(fused):
     network = small.network("MnistNet", side=8)
     weights, chain, key = network.normalized(), Chain(2, 1.0, 0.1), Key.create(0, "noise")
 
     def ends(images: tf.Tensor, key: Key) -> np.ndarray:
-        moves = PlainMoves(lambda x, _: network.energy(weights, x), chain, sampler.drawn(key))
+        def energy(x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+            del step
+            return network.energy(weights, x)
+
+        moves = FusedMoves(energy, chain, key) if fused else PlainMoves(energy, chain, sampler.drawn(key))
         return sampler.run(images, chain.steps, moves).numpy()
 
     images = small.images(network, count=4)
     np.testing.assert_allclose(ends(images[1:3], key.skip(1)), ends(images, key)[1:3], atol=1e-6)
     assert np.abs(ends(images, key.fold(1)) - ends(images, key)).max() > 0.1
+
+
+@pytest.mark.parametrize("mode", ["none", "li", "l2_tensor", "l2_sample"])
+def test_fused_steps_are_plain_ones(mode):
+    """With the numbers that the fused operation draws; so are their gradients."""
+    chain = Chain(3, 0.1, 0.05, high=0.9, clip_mode=mode, clip=1.5 if mode != "none" else 0.0)
+    key = Key.create(0, "noise")
+    seed = tf.bitcast(key.seed, tf.int64)
+    noise = tf.stack([philox_normal(STARTS.shape, seed, step) for step in range(3)])
+
+    def result(moves) -> tuple[tf.Tensor, tf.Tensor]:
+        starts = tf.constant(STARTS)
+        with tf.GradientTape() as tape:
+            tape.watch(starts)
+            end = sampler.run(starts, chain.steps, moves)
+            total = tf.reduce_sum(end**2)
+        return end, tape.gradient(total, starts)
+
+    plain = result(PlainMoves(quadratic, chain, sampler.given(noise)))
+    fused = tf.function(lambda: result(FusedMoves(quadratic, chain, key)))()
+    for one, other in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_hamiltonian_steps_draw_from_their_key():
+    """At any batch size, and otherwise with another key."""
+    network = small.network("MnistNet", side=8)
+    weights, chain, key = network.normalized(), Chain(2, 1.0, 0.01), Key.create(0, "noise")
+
+    def ends(images: tf.Tensor, key: Key) -> np.ndarray:
+        def energy(x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+            del step
+            return network.energy(weights, x)
+
+        transition = sampler.hamiltonian(energy, key, step_size=0.1, leapfrogs=2)
+        return sampler.run(images, 2, TransitionMoves(transition, chain, sampler.drawn(key))).numpy()
+
+    images = small.images(network, count=3)
+    np.testing.assert_allclose(ends(images[1:], key.skip(1)), ends(images, key)[1:], atol=1e-5)
+    assert np.abs(ends(images, key.fold(1)) - ends(images, key)).max() > 0.05
 
 
 def test_every_step_has_noise_and_knows_its_number():

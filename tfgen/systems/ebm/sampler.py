@@ -14,14 +14,24 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import tensorflow as tf
 
+from tfgen.ops import langevin
+from tfgen.ops.langevin import initial_noise, langevin_step
 from tfgen.randomness import Key
+from tfgen.systems.ebm import hmc
 
 ClipMode = Literal["none", "li", "l2_tensor", "l2_sample"]
+# As the fused operation calls them.
+_FUSED_MODES: Mapping[ClipMode, langevin.ClipMode] = {
+    "none": "none",
+    "li": "value",
+    "l2_tensor": "tensor_norm",
+    "l2_sample": "sample_norm",
+}
 
 # Energies [B, 1] of images in a step of the chain; the number of the step (int32 scalar) chooses a dropout mask.
 StepEnergy = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -111,12 +121,19 @@ def clipped(gradient: tf.Tensor, mode: ClipMode, clip: float) -> tf.Tensor:
     return gradient * clip / tf.maximum(norm, clip)
 
 
-def gradient_of(energy: StepEnergy, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-    """d (sum of energies) / d images, like y [B, ...]; itself a function that can be differentiated."""
+def energy_and_gradient(energy: StepEnergy, y: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Energies [B, 1] of images y [B, ...], and what `gradient_of` gives."""
     with tf.GradientTape() as tape:
         tape.watch(y)
-        total = tf.reduce_sum(energy(y, step))
-    return tape.gradient(total, y)
+        energies = energy(y, step)
+        total = tf.reduce_sum(energies)
+    return energies, tape.gradient(total, y)
+
+
+def gradient_of(energy: StepEnergy, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """d (sum of energies) / d images, like y [B, ...]; itself a function that can be differentiated."""
+    _, gradient = energy_and_gradient(energy, y, step)
+    return gradient
 
 
 class NoisedMoves(abc.ABC):
@@ -158,6 +175,58 @@ class PlainMoves(NoisedMoves):
         return tf.clip_by_value(y - chain.step_size * gradient, chain.low, chain.high)
 
 
+class FusedMoves:
+    """Langevin steps whose arithmetic and noise are one operation, in one pass over the images; see `ops.langevin`.
+
+    Args:
+      energy: as the temperature has it.
+      chain: settings.
+      key: draws the noise, that of a sample at any batch size. Its numbers are others than those of `drawn`.
+    """
+
+    def __init__(self, energy: StepEnergy, chain: Chain, key: Key):
+        self._energy, self._chain, self._key = energy, chain, key
+
+    def begin(self, x: tf.Tensor) -> tf.Tensor:
+        first = _first_element(self._key, x)
+        return initial_noise(x, sigma=self._chain.noise, seed=_seed(self._key), step=0, first_element=first)
+
+    def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        _, following = self._step(y, step, emit_next=True)
+        return following
+
+    def end(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        x, _ = self._step(y, step, emit_next=False)
+        return x
+
+    def _step(self, y: tf.Tensor, step: tf.Tensor, emit_next: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
+        chain = self._chain
+        return langevin_step(
+            y,
+            gradient_of(self._energy, y, step),
+            eta=chain.step_size,
+            sigma=chain.noise,
+            seed=_seed(self._key),
+            step=step,
+            clip_mode=_FUSED_MODES[chain.clip_mode],
+            clip=chain.clip,
+            lower=chain.low,
+            upper=chain.high,
+            emit_next=emit_next,
+            first_element=_first_element(self._key, y),
+        )
+
+
+def _seed(key: Key) -> tf.Tensor:
+    """The 64 bits of a key's seed, int64 scalar."""
+    return tf.bitcast(key.seed, tf.int64)
+
+
+def _first_element(key: Key, images: tf.Tensor) -> tf.Tensor:
+    """How many elements the samples before these images [B, ...] have, int64 scalar."""
+    return key.first_sample * images.shape[1:].num_elements()
+
+
 class TransitionMoves(NoisedMoves):
     """Steps whose image comes from another sampler's transition (Hamiltonian Monte Carlo), with noise before each.
 
@@ -173,6 +242,29 @@ class TransitionMoves(NoisedMoves):
 
     def end(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         return tf.clip_by_value(self._transition(y, step), self._chain.low, self._chain.high)
+
+
+def hamiltonian(
+    energy: StepEnergy, key: Key, step_size: float, leapfrogs: int
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """The transition of Hamiltonian Monte Carlo, for `TransitionMoves`; see `hmc.transition`.
+
+    Args:
+      key: draws momenta and what is accepted.
+    """
+
+    def transition(y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        return hmc.transition(
+            lambda x: energy_and_gradient(energy, x, step),
+            y,
+            step_size=step_size,
+            leapfrogs=leapfrogs,
+            seed=_seed(key),
+            step=step,
+            first_sample=key.first_sample,
+        ).position
+
+    return transition
 
 
 def drawn(key: Key) -> Noise:
