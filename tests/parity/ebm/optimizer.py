@@ -18,7 +18,8 @@ def check(case: Case) -> None:
 
 
 def check_run(case: Case, prefix: str, settings: dict, epsilon: float) -> None:
-    names = [name.removeprefix(prefix).removesuffix("0") for name in case.matching(f"{prefix}?0")]
+    initial = (name.removeprefix(prefix) for name in case.matching(f"{prefix}*0"))
+    names = [name.removesuffix("0") for name in initial if "/" not in name]
     variables = [tf.Variable(case[f"{prefix}{name}0"], name=name) for name in names]
     optimizer = ClippedAdam(settings["beta1"], settings["beta2"], epsilon)
     optimizer.build(variables)

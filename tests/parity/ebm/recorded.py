@@ -10,7 +10,8 @@ import numpy as np
 
 from tests.parity.ebm import formula
 from tests.parity.harness import Case
-from tfgen.systems.ebm.architecture import NetworkShape, network_shape
+from tfgen.systems.ebm.architecture import NetworkShape
+from tfgen.systems.ebm.catalog import network_shape
 from tfgen.systems.ebm.networks import EnergyNetwork
 
 # Label columns of DspritesNet by flag; what conditions the network wins over the subset it was trained on.

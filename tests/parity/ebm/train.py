@@ -118,6 +118,7 @@ def check_step(recorded: Recorded, step: int) -> None:
             chain_function(recorded, draws),
             labels,
             positive_labels,
+            fed_labels,
             draws.dropout,
         )
     gradients = tape.gradient(outcome.loss, variables)
@@ -171,7 +172,8 @@ def check_outcome(recorded: Recorded, at: str, outcome: Outcome, weights, labels
     start = network.energy(weights, tf.constant(case["X_NOISE"]), labels, draws.dropout("start"))
     of_largest(case, f"{at}energy_start", start, energy)
     if f"{at}loss_energy" in case:
-        of_chain = network.energy(weights, outcome.negatives, labels, draws.dropout("of_chain"))
+        fed_labels = tf.constant(case["label"]) if "label" in case else None
+        of_chain = network.energy(weights, outcome.negatives, fed_labels, draws.dropout("of_chain"))
         of_largest(case, f"{at}loss_energy", of_chain, energy)
     # Differences of energies and sums of their squares have the rounding of what they are made of.
     largest = config.temperature * float(np.abs(case[f"{at}energy_pos"]).max())

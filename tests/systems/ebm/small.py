@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfgen.systems.ebm.architecture import network_shape
+from tfgen.systems.ebm.catalog import network_shape
 from tfgen.systems.ebm.networks import EnergyNetwork
 
 

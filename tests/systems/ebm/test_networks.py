@@ -10,7 +10,8 @@ from tests.systems.ebm import small
 from tfgen.ops import library
 from tfgen.randomness import Key
 from tfgen.systems.ebm import networks
-from tfgen.systems.ebm.architecture import ShapeError, Variable, network_shape
+from tfgen.systems.ebm.architecture import ShapeError, Variable
+from tfgen.systems.ebm.catalog import network_shape
 from tfgen.systems.ebm.networks import EnergyNetwork
 from tfgen.systems.ebm.sampler import gradient_of
 

@@ -10,7 +10,7 @@ from tests.systems.ebm import small
 from tfgen.randomness import Key
 from tfgen.systems.ebm import objective as objectives
 from tfgen.systems.ebm import sampler
-from tfgen.systems.ebm.architecture import network_shape
+from tfgen.systems.ebm.catalog import network_shape
 from tfgen.systems.ebm.networks import EnergyNetwork
 from tfgen.systems.ebm.objective import Objective
 from tfgen.systems.ebm.replay import ReplayBuffer, to_bytes

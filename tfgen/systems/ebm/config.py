@@ -7,7 +7,8 @@ import dataclasses
 
 from tfgen.data.source import ImageSpec
 from tfgen.settings import SettingsError, check_values, flag
-from tfgen.systems.ebm.architecture import NETWORKS, NetworkShape, ShapeError, network_shape
+from tfgen.systems.ebm.architecture import NetworkShape, ShapeError
+from tfgen.systems.ebm.catalog import NETWORKS, network_shape
 
 _LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
 _RANKS = "the ranks come from horovodrun"
@@ -154,7 +155,7 @@ class Config:
 
     @property
     def network_kind(self) -> str:
-        """The network, one of `architecture.NETWORKS`."""
+        """The network, one of `catalog.NETWORKS`."""
         if self.network:
             return self.network
         if self.dataset in _NETWORK_OF:

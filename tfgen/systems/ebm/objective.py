@@ -153,6 +153,7 @@ def evaluate(
     sampler: Sampler,
     labels: tf.Tensor | None = None,
     positive_labels: tf.Tensor | None = None,
+    last_labels: tf.Tensor | None = None,
     dropout: Passes = no_dropout,
 ) -> Outcome:
     """Samples negatives and compares them with positives.
@@ -165,6 +166,8 @@ def evaluate(
         can go back through.
       labels: [B-, K] of the chains and negatives; None for an unconditional network.
       positive_labels: [B+, K].
+      last_labels: [B-, K], of the energy as a function of the chain; None for `labels`. In the original they are those
+        of the data also where it draws the classes.
       dropout: randomness of a network with dropout.
     """
     positive = network.energy(weights, positives, positive_labels, dropout("positive"))
@@ -177,7 +180,9 @@ def evaluate(
     negative = network.energy(weights, constant, labels, dropout("negative"))
     of_chain = None
     if not objective.zero_kl:
-        of_chain = network.energy(weights.stopped(), negatives, labels, dropout("of_chain"))
+        of_chain = network.energy(
+            weights.stopped(), negatives, labels if last_labels is None else last_labels, dropout("of_chain")
+        )
     loss, likelihood = total_loss(positive, negative, of_chain, objective)
     return Outcome(loss, likelihood, positive, negative, of_chain, constant)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tfgen.systems.ebm.architecture import NETWORKS, Residual, ShapeError, network_shape, parameter_count
+from tfgen.systems.ebm.architecture import Residual, ShapeError, parameter_count
+from tfgen.systems.ebm.catalog import NETWORKS, network_shape
 
 PUBLISHED = [
     ("MnistNet", 64, 0, 1_247_555),
