@@ -66,7 +66,7 @@ class Loop(Recorded):
             return sampler.run(x, self.chain.steps, sampler.PlainMoves(energy, self.chain, noise))
 
         with tf.GradientTape() as tape:
-            weights = network.normalized(config.spec_iter, config.spec_norm_val)
+            weights = network.normalized()
             outcome = objectives.evaluate(network, weights, self.objective, positives, starts, sample)
         self.gradients = tape.gradient(outcome.loss, list(network.trained.values()))
         large = self.chain.step_size >= LARGE_STEP

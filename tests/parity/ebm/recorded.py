@@ -39,6 +39,8 @@ def recorded_shape(kind: str, settings: Mapping[str, Any], filters: int, dropout
         label_columns=_label_columns(kind, settings),
         swish=settings.get("swish_act", False),
         spec_norm=settings.get("spec_norm", True),
+        spec_iterations=settings.get("spec_iter", 1),
+        spec_target=settings.get("spec_norm_val", 1.0),
         use_attention=settings.get("use_attention", False),
         dropout=dropout,
         downsample=settings.get("downsample", False),

@@ -102,7 +102,7 @@ def check_step(recorded: Recorded, step: int) -> None:
     draws = Draws(case, step, network.shape.dropout_sites)
     variables = list(network.trained.values())
     with tf.GradientTape() as tape:
-        weights = network.normalized(config.spec_iter, config.spec_norm_val)
+        weights = network.normalized()
         positives, positive_labels, labels = images, fed_labels, fed_labels
         if config.model_cclass:
             positives, positive_labels = objectives.with_every_class(images, network.shape.label_columns)

@@ -10,7 +10,7 @@ from tests.systems.ebm import small
 from tfgen.ops import library
 from tfgen.randomness import Key
 from tfgen.systems.ebm import networks
-from tfgen.systems.ebm.architecture import ShapeError, Variable
+from tfgen.systems.ebm.architecture import ShapeError, Variable, parameter_count
 from tfgen.systems.ebm.catalog import network_shape
 from tfgen.systems.ebm.networks import EnergyNetwork
 from tfgen.systems.ebm.sampler import gradient_of
@@ -53,6 +53,36 @@ def test_what_has_a_gradient(name):
     trained = {variable.ref() for variable in network.trained.values()}
     found = {v.ref() for v, g in zip(network.trainable_variables, gradients, strict=True) if g is not None}
     assert found == trained
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_variables_are_those_of_the_shape(name):
+    network = small.network(**SMALL[name])
+    trainable = [f"context_0/{v.name}:0" for v in network.shape.variables() if v.trainable]
+    assert [variable.name for variable in network.trainable_variables] == trainable
+    assert len(network.variables) == len(network.shape.variables())
+    assert sum(v.shape.num_elements() for v in network.trainable_variables) == parameter_count(network.shape)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_function_of_the_graph_takes_any_batch(name):
+    network = small.network(**SMALL[name])
+    images, labels = small.images(network, count=3), small.labels(network, count=3)
+    arguments = [images] if labels is None else [images, labels]
+    signature = [tf.TensorSpec([None, *argument.shape[1:]]) for argument in arguments]
+    traced = tf.function(lambda *given: network.energy(network.normalized(), *given), input_signature=signature)
+    for count in (1, 3):
+        part = [argument[:count] for argument in arguments]
+        np.testing.assert_allclose(traced(*part), network.energy(network.normalized(), *part), atol=1e-6)
+
+
+def test_a_checkpoint_holds_the_vectors_as_well(tmp_path):
+    network, other = small.network(seed=0), small.network(seed=1)
+    path = tf.train.Checkpoint(network).write(str(tmp_path / "network"))
+    tf.train.Checkpoint(other).read(path).assert_consumed()
+    for name, variable in network.by_name.items():
+        np.testing.assert_array_equal(variable, other.by_name[name])
+    np.testing.assert_array_equal(energies(network), energies(other))
 
 
 def test_stopped_weights_have_no_gradient_and_the_same_energy():
@@ -100,6 +130,14 @@ def test_compiled_and_plain_convolutions_agree():
     with library.plain_tensorflow():
         plain = energies(network)
     np.testing.assert_allclose(compiled, plain, rtol=1e-4)
+
+
+def test_the_norm_of_the_weights_is_the_one_asked_for():
+    network = small.network(spec_iterations=50, spec_target=0.5)
+    values = network.normalized().values
+    for name in ("res_1_res_c1/cweight", "res_2_res_adaptive/cweight"):
+        matrix = values[name].numpy().reshape(-1, values[name].shape[-1])
+        assert np.linalg.norm(matrix, 2) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_vectors_move_only_when_they_are_stored():

@@ -161,6 +161,7 @@ class NetworkShape:
       side, channels: of the images.
       label_columns: values of a label, one-hot or real; 0 for an unconditional network.
       spec_norm: weights are divided by their spectral norm.
+      spec_iterations, spec_target: power iterations of an estimate of that norm, and what it is to be.
       dropout: half of the features inside residual blocks are dropped, in every forward pass.
       pools_after: plain networks halve the side by a mean of 2x2 after the activation, instead of a stride.
       label_planes: the label is part of the image, as constant planes of a tenth of its values (MnistNet).
@@ -192,6 +193,8 @@ class NetworkShape:
     attention: Attention | None = None
     attends: bool = False
     sum_activation: Activation = "relu"
+    spec_iterations: int = 1
+    spec_target: float = 1.0
 
     @property
     def layers(self) -> tuple[Block | Residual | Attention, ...]:

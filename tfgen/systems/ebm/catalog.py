@@ -48,6 +48,8 @@ def network_shape(
     label_columns: int = 0,
     swish: bool = False,
     spec_norm: bool = True,
+    spec_iterations: int = 1,
+    spec_target: float = 1.0,
     use_attention: bool = False,
     dropout: bool = False,
     downsample: bool = False,
@@ -62,6 +64,7 @@ def network_shape(
       label_columns: values of a label; 0 for an unconditional network.
       swish: swish in place of the leaky rectifier. ResNet32, Large and Larger do not have it and ignore it.
       spec_norm: normalise weights by their spectral norm.
+      spec_iterations, spec_target: how, see `spectral.normalized`.
       use_attention: use the attention layer; MnistNet and DspritesNet have none and ignore it.
       dropout: of the features inside residual blocks, in every forward pass. Plain networks have none and ignore it.
       downsample: means of 2x2 in place of strides in plain networks; the others have no strides and ignore it.
@@ -77,9 +80,10 @@ def network_shape(
     side, channels = usual_side if side is None else side, usual_channels if channels is None else channels
     has_swish = kind in ("MnistNet", "DspritesNet", "ResNet32Wider", "ResNet128")
     activation: Activation = "swish" if swish and has_swish else "leaky"
-    return build(
-        Request(kind, filters, side, channels, label_columns, activation, spec_norm, use_attention, dropout, downsample)
+    request = Request(
+        kind, filters, side, channels, label_columns, activation, spec_norm, use_attention, dropout, downsample
     )
+    return dataclasses.replace(build(request), spec_iterations=spec_iterations, spec_target=spec_target)
 
 
 def _mnist(request: Request) -> NetworkShape:

@@ -133,7 +133,9 @@ class Config:
         "--max_skipped_steps of them in a row stop the run; 0 for no limit. The original goes on for ever.",
         minimum=0.0,
     )
-    ema_rate: float = flag(0.0, "Decay of averaged weights, per update; 0 for none, as in the original.", below=1.0)
+    ema_rate: float = flag(
+        0.0, "Decay of averaged weights, per update; 0 for none, as in the original.", minimum=0.0, below=1.0
+    )
     seed: int = flag(0, "Seed of initial weights, data order and noise.", minimum=0, maximum=_LARGEST_SEED)
     num_gpus: int = flag(1, "Parts of a batch in one process.", unused=_RANKS)
 
@@ -212,6 +214,8 @@ class Config:
             label_columns=self.label_columns(spec),
             swish=self.swish_act,
             spec_norm=self.spec_norm,
+            spec_iterations=self.spec_iter,
+            spec_target=self.spec_norm_val,
             use_attention=self.use_attention,
             dropout=kind == "ResNet32Large" and self.large_dropout,
             downsample=self.downsample,

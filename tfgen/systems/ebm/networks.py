@@ -249,12 +249,8 @@ class EnergyNetwork(tf.keras.Model):
         variables = self.by_name
         return {v.name: variables[v.name] for v in self.shape.variables() if v.used and v.trainable}
 
-    def normalized(self, iterations: int = 1, target: float = 1.0) -> Weights:
-        """The weights that energies are computed with, after one improvement of the vectors of those in use.
-
-        Args:
-          iterations, target: see `spectral.normalized`. Without `NetworkShape.spec_norm` they have no effect.
-        """
+    def normalized(self) -> Weights:
+        """The weights that energies are computed with, after one improvement of the vectors of those in use."""
         variables = self.by_name
         values: dict[str, tf.Tensor] = {}
         vectors: dict[str, tf.Tensor] = {}
@@ -267,8 +263,8 @@ class EnergyNetwork(tf.keras.Model):
                 value, vectors[vector] = spectral.normalized(
                     value,
                     variables[vector].read_value(),
-                    iterations=iterations,
-                    target=target,
+                    iterations=self.shape.spec_iterations,
+                    target=self.shape.spec_target,
                     zero=variable.kind == "zero weight",
                 )
             values[name] = value
