@@ -16,7 +16,8 @@ TFGEN_INLINE Vec between(Vec x, Vec lower, Vec upper) {  // NaN stays NaN
   return below < lower ? lower : below;
 }
 
-// A product before it is added to something: without this the compiler would make one operation of both, which rounds once.
+// A product before it is added to something: without this the compiler would make one operation of both, which rounds
+// once.
 TFGEN_INLINE Vec rounded(Vec product) {
 #if TFGEN_LANES >= 8
   asm("" : "+v"(product));
@@ -58,7 +59,8 @@ TFGEN_INLINE void for_runs(const TfgenLangevinStep& step, int64_t first, int64_t
     const int64_t end = by_sample ? smaller(last, (sample + 1) * step.size) : last;
     Run run;
     run.step = &step, run.first = begin, run.count = end - begin;
-    run.mask = step.mask.values == nullptr ? nullptr : step.mask.values + begin - (shared_mask ? sample * step.size : 0);
+    run.mask = step.mask.values;
+    if (run.mask != nullptr) run.mask += shared_mask ? begin - sample * step.size : begin;
     run.noise = noise == nullptr ? nullptr : noise + (begin - first);
     run.by_norm = step.clip_mode == TFGEN_CLIP_TENSOR_NORM || step.clip_mode == TFGEN_CLIP_SAMPLE_NORM;
     run.bound = step.clip_mode == TFGEN_CLIP_VALUE ? step.clip : kInfinity;

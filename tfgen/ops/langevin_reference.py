@@ -39,7 +39,7 @@ def step_reference(
     source: Source,
     emit_next: bool,
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """`tfgen.ops.langevin.langevin_step` of checked arguments. Differentiable by `x` and `gradient`, any number of times."""
+    """`tfgen.ops.langevin.langevin_step` of checked arguments, differentiable any number of times."""
     eta, sigma, lower, upper, clip, radius = numbers
     moved = x
     if modes.gradient_first:
