@@ -165,8 +165,7 @@ TFGEN_INLINE Vec through_projection(const TfgenLangevinBackward& args, const Run
     }
     lower = anchor - step.radius, upper = anchor + step.radius;
   }
-  const Vec above = t > upper ? Vec{} : upstream;
-  return t < lower ? Vec{} : above;
+  return (t >= lower) & (t <= upper) ? upstream : Vec{};
 }
 
 // The gradient by g^.
@@ -189,8 +188,7 @@ inline void backward_unit(const TfgenLangevinBackward& args, int64_t unit) {
         const int64_t sample = step.clip_mode == TFGEN_CLIP_SAMPLE_NORM ? run.first / step.size : 0;
         dg = through_norm(dg, g, run.gradient_norm, step.clip, gradient_products(step, args.scratch)[sample]);
       }
-      dg = g > run.bound ? Vec{} : dg;
-      dg = g < -run.bound ? Vec{} : dg;
+      if (step.clip_mode == TFGEN_CLIP_VALUE) dg = (g >= -step.clip) & (g <= step.clip) ? dg : Vec{};
       store_some<Float32>(args.dx + run.first + i, dt, run.count - i);
       store_some<Float32>(args.dg + run.first + i, dg, run.count - i);
     }

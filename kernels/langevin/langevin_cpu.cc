@@ -25,8 +25,8 @@ const LangevinKernels& kernels() {
   return chosen;
 }
 
-// The first sum of the forward pass is about g and the last about d, as d depends on |g|; in the backward pass it is the
-// other way round.
+// The first sum of the forward pass is about g and the last about d, as d depends on |g|; in the backward pass it is
+// the other way round.
 enum { kFirstPieces = 0, kFirstRows = 1, kLastPieces = 2, kLastRows = 3, kElements = 4 };
 
 bool about_gradient(int32_t phase, bool backward) { return (phase <= kFirstRows) != backward; }
