@@ -212,7 +212,7 @@ def _number(number: Number) -> tf.Tensor:
 
 
 def _positive(name: str, number: Number) -> Number:
-    if isinstance(number, tf.Tensor):
+    if tf.is_tensor(number):
         with tf.control_dependencies([tf.debugging.assert_positive(number, f"{name} must be more than 0")]):
             return tf.identity(number)
     if not number > 0:
@@ -221,7 +221,7 @@ def _positive(name: str, number: Number) -> Number:
 
 
 def _ordered(lower: Number, upper: Number) -> tuple[Number, Number]:
-    if isinstance(lower, tf.Tensor) or isinstance(upper, tf.Tensor):
+    if tf.is_tensor(lower) or tf.is_tensor(upper):
         words = "lower must not exceed upper"
         lower, upper = tf.cast(lower, tf.float32), tf.cast(upper, tf.float32)
         with tf.control_dependencies([tf.debugging.assert_less_equal(lower, upper, words)]):

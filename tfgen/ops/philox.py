@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
 from tfgen.ops import library
@@ -31,7 +32,7 @@ _WEYL = 0x9E3779B9, 0xBB67AE85  # added to the key from round to round
 _TOGETHER = 64
 _EXACT_BITS = 24  # of a word, that float32 holds
 
-Integer: TypeAlias = int | tf.Tensor
+Integer: TypeAlias = int | np.integer | tf.Tensor
 
 
 class Stream(enum.IntEnum):
@@ -63,6 +64,7 @@ class Source(NamedTuple):
     @classmethod
     def checked(cls, seed: Integer, step: Integer, first_element: Integer, stream: int) -> Source:
         """Raises: ValueError for a number that is out of range, as far as numbers are known."""
+        seed, step, first_element = (int(x) if isinstance(x, np.integer) else x for x in (seed, step, first_element))
         if isinstance(seed, int) and not -(2**63) <= seed < 2**64:
             raise ValueError(f"seed must be a number of 64 bits, found {seed}")
         for name, number, most in (("step", step, _HALF), ("first_element", first_element, 2**63 - 1)):
