@@ -38,7 +38,7 @@ struct Run {
   bool by_norm;
   float bound;               // of the values of g
   float gradient_norm;       // |g|, with a clip by norm
-  float displacement_norm;   // |d|, with a ball; not read before it is known
+  float displacement_norm;   // |d|, with a ball; not used before it is known
 
   TFGEN_INLINE Vec load(const float* tensor, int64_t i) const {
     return load_some<Float32>(tensor + first + i, count - i);
