@@ -1,13 +1,13 @@
-// Random numbers as a function of (seed, step, stream, element): Philox4x32-10 (Salmon et al., "Parallel Random Numbers:
-// As Easy as 1, 2, 3", SC 2011) and what is made of its words.
+// Random numbers as a function of (seed, step, stream, element): Philox4x32-10 (Salmon et al., "Parallel Random
+// Numbers: As Easy as 1, 2, 3", SC 2011) and what is made of its words.
 //
 // Element i of a stream, i counted over all shards of a tensor in C order, takes word i % 4 of the block with
 //
 //     counter = (low half of i / 4, high half of i / 4, step, stream),   key = (low half of seed, high half of seed)
 //
 // One source serves vectors of a CPU, threads of a GPU and plain C++, by a class `Math` of the operations on its words
-// and floats (`ScalarMath` below is one). Words are the same bits everywhere, uniform numbers too. Normal numbers are the
-// same bits wherever `Math::multiply_add` rounds once, elsewhere within a few units in the last place.
+// and floats (`ScalarMath` below is one). Words are the same bits everywhere, uniform numbers too. Normal numbers are
+// the same bits wherever `Math::multiply_add` rounds once, elsewhere within a few units in the last place.
 #ifndef TFGEN_KERNELS_COMMON_PHILOX_H_
 #define TFGEN_KERNELS_COMMON_PHILOX_H_
 
@@ -76,8 +76,8 @@ struct PhiloxKeys {
   }
 };
 
-// Replaces counters by their blocks of random words. A round waits for the one before: what is independent of each other
-// is done side by side.
+// Replaces counters by their blocks of random words. A round waits for the one before: what is independent of each
+// other is done side by side.
 template <class Math, int kCount>
 TFGEN_EVERYWHERE void philox(typename Math::Word (&blocks)[kCount][kPhiloxWords], const PhiloxKeys<Math>& keys) {
   TFGEN_UNROLL(10)
@@ -101,9 +101,9 @@ TFGEN_EVERYWHERE typename Math::Real uniform_of(typename Math::Word word) {
 
 // sqrt(-2 ln u) of u = (word / 2^8 + 1) 2^-24, which is in (0, 1].
 //
-// u = 2^e (1 + f) with 1 + f between sqrt(1/2) and sqrt(2); ln(1 + f) = f - f^2 / 2 + f^3 p(f), where p is a minimax fit
-// with a relative error of ln(1 + f) of 6e-9, and ln 2 is the sum of two floats whose first times e is exact. All of it
-// is taken -2 times.
+// u = 2^e (1 + f) with 1 + f between sqrt(1/2) and sqrt(2); ln(1 + f) = f - f^2 / 2 + f^3 p(f), where p is a minimax
+// fit with a relative error of ln(1 + f) of 6e-9, and ln 2 is the sum of two floats whose first times e is exact. All
+// of it is taken -2 times.
 template <class Math>
 TFGEN_EVERYWHERE typename Math::Real radius_of(typename Math::Word word) {
   using Word = typename Math::Word;
@@ -128,17 +128,17 @@ TFGEN_EVERYWHERE typename Math::Real radius_of(typename Math::Word word) {
 // Cosine and sine of 2 pi u, u = (word / 2^8) 2^-24.
 //
 // 4 u is the nearest integer, a number of quarters of the circle, and a rest y in [-1/2, 1/2), both exact. The
-// polynomials are minimax fits of sin(pi y / 2) / y and cos(pi y / 2) in y^2 with errors below 4e-9; pi / 2 is the sum of
-// two floats.
+// polynomials are minimax fits of sin(pi y / 2) / y and cos(pi y / 2) in y^2 with errors below 5e-9; pi / 2 is the sum
+// of two floats.
 template <class Math>
 TFGEN_EVERYWHERE void direction_of(typename Math::Word word, typename Math::Real* cosine, typename Math::Real* sine) {
   using Word = typename Math::Word;
   using Real = typename Math::Real;
   const Word turned = word + (1u << 29);  // by half a quarter: the upper two bits are the quarter
   const Real y = Math::to_real(((turned >> 8) & 0x3fffffu) - (1u << 21)) * 0x1p-22f, z = y * y;
-  Real s = Math::constant(-4.683873616158962e-3f);
-  s = Math::multiply_add(s, z, Math::constant(7.971177995204926e-2f));
-  s = Math::multiply_add(s, z, Math::constant(-6.459665894508362e-1f));
+  Real s = Math::constant(-4.603722598403692e-3f);
+  s = Math::multiply_add(s, z, Math::constant(7.968108355998993e-2f));
+  s = Math::multiply_add(s, z, Math::constant(-6.459636092185974e-1f));
   s = Math::multiply_add(s, z, Math::constant(-4.3711388e-8f));
   s = Math::multiply_add(y, Math::constant(1.5707964f), s * y);
   Real c = Math::constant(8.935071527957916e-4f);
@@ -161,7 +161,9 @@ TFGEN_EVERYWHERE void box_muller(const typename Math::Word (&words)[kCount][kPhi
                                  typename Math::Real (&normals)[kCount][kPhiloxWords]) {
   typename Math::Real radii[kCount][2];
   TFGEN_UNROLL(4)
-  for (int i = 0; i < kCount; ++i) radii[i][0] = radius_of<Math>(words[i][0]), radii[i][1] = radius_of<Math>(words[i][2]);
+  for (int i = 0; i < kCount; ++i) {
+    radii[i][0] = radius_of<Math>(words[i][0]), radii[i][1] = radius_of<Math>(words[i][2]);
+  }
   TFGEN_UNROLL(4)
   for (int i = 0; i < kCount; ++i) {
     TFGEN_UNROLL(2)

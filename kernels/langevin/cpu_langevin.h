@@ -16,7 +16,8 @@ TFGEN_INLINE Vec between(Vec x, Vec lower, Vec upper) {  // NaN stays NaN
   return below < lower ? lower : below;
 }
 
-// A product before it is added to something: without this the compiler would make one operation of both, which rounds once.
+// A product before it is added to something: without this the compiler would make one operation of both, which rounds
+// once.
 TFGEN_INLINE Vec rounded(Vec product) {
 #if TFGEN_LANES >= 8
   asm("" : "+v"(product));
@@ -37,7 +38,7 @@ struct Run {
   bool by_norm;
   float bound;               // of the values of g
   float gradient_norm;       // |g|, with a clip by norm
-  float displacement_norm;   // |d|, with a ball; not read before it is known
+  float displacement_norm;   // |d|, with a ball; not used before it is known
 
   TFGEN_INLINE Vec load(const float* tensor, int64_t i) const {
     return load_some<Float32>(tensor + first + i, count - i);
@@ -58,7 +59,8 @@ TFGEN_INLINE void for_runs(const TfgenLangevinStep& step, int64_t first, int64_t
     const int64_t end = by_sample ? smaller(last, (sample + 1) * step.size) : last;
     Run run;
     run.step = &step, run.first = begin, run.count = end - begin;
-    run.mask = step.mask.values == nullptr ? nullptr : step.mask.values + begin - (shared_mask ? sample * step.size : 0);
+    run.mask = step.mask.values;
+    if (run.mask != nullptr) run.mask += shared_mask ? begin - sample * step.size : begin;
     run.noise = noise == nullptr ? nullptr : noise + (begin - first);
     run.by_norm = step.clip_mode == TFGEN_CLIP_TENSOR_NORM || step.clip_mode == TFGEN_CLIP_SAMPLE_NORM;
     run.bound = step.clip_mode == TFGEN_CLIP_VALUE ? step.clip : kInfinity;
@@ -163,8 +165,7 @@ TFGEN_INLINE Vec through_projection(const TfgenLangevinBackward& args, const Run
     }
     lower = anchor - step.radius, upper = anchor + step.radius;
   }
-  const Vec above = t > upper ? Vec{} : upstream;
-  return t < lower ? Vec{} : above;
+  return (t >= lower) & (t <= upper) ? upstream : Vec{};
 }
 
 // The gradient by g^.
@@ -187,8 +188,7 @@ inline void backward_unit(const TfgenLangevinBackward& args, int64_t unit) {
         const int64_t sample = step.clip_mode == TFGEN_CLIP_SAMPLE_NORM ? run.first / step.size : 0;
         dg = through_norm(dg, g, run.gradient_norm, step.clip, gradient_products(step, args.scratch)[sample]);
       }
-      dg = g > run.bound ? Vec{} : dg;
-      dg = g < -run.bound ? Vec{} : dg;
+      if (step.clip_mode == TFGEN_CLIP_VALUE) dg = (g >= -step.clip) & (g <= step.clip) ? dg : Vec{};
       store_some<Float32>(args.dx + run.first + i, dt, run.count - i);
       store_some<Float32>(args.dg + run.first + i, dg, run.count - i);
     }

@@ -13,8 +13,8 @@
 namespace tfgen {
 namespace TFGEN_ISA {
 
-// In this folder 16 lanes are those of AVX-512 and 8 those of AVX2. The macros of an instruction set (__AVX2__) cannot tell:
-// GCC before 13 does not define them after its pragma in C++.
+// In this folder 16 lanes are those of AVX-512 and 8 those of AVX2. The macros of an instruction set (__AVX2__) cannot
+// tell: GCC before 13 does not define them after its pragma in C++.
 
 typedef uint64_t Pairs __attribute__((vector_size(4 * TFGEN_LANES), may_alias));
 
@@ -29,7 +29,8 @@ TFGEN_INLINE Bits join_halves(Pairs even, Pairs odd) {
   return shuffle_lanes<0, kLanes>((Bits)even, moved, kAllLanes);
 }
 
-// For Philox alone, whose products have 64 bits: words in the lower halves of 64. The upper ones hold whatever they hold.
+// For Philox alone, whose products have 64 bits: words in the lower halves of 64. The upper ones hold whatever they
+// hold.
 struct PairMath {
   using Word = Pairs;
   static TFGEN_INLINE Pairs word(uint32_t x) { return x + Pairs{}; }
@@ -77,8 +78,8 @@ struct VectorMath {
   }
 };
 
-// The four words of kLanes blocks stand in four vectors. Transposing each four lanes, which is cheap, brings the words of
-// a block together; with the blocks in this order of lanes, all of them come out in the order of elements.
+// The four words of kLanes blocks stand in four vectors. Transposing each four lanes, which is cheap, brings the words
+// of a block together; with the blocks in this order of lanes, all of them come out in the order of elements.
 template <size_t... kLane>
 TFGEN_INLINE Bits block_of_lane(std::index_sequence<kLane...>) {
   return Bits{(kLane % 4 * (kLanes / 4) + kLane / 4)...};
@@ -123,7 +124,8 @@ inline const float* draw(const TfgenRandom& random, int64_t first, int64_t count
       const Bits high = static_cast<uint32_t>(block >> 32) - (Bits)carries;
       for (int odd = 0; odd < 2; ++odd) {
         Pairs* words = halves[2 * i + odd];
-        words[0] = odd ? upper_halves((Pairs)low) : (Pairs)low, words[1] = odd ? upper_halves((Pairs)high) : (Pairs)high;
+        words[0] = odd ? upper_halves((Pairs)low) : (Pairs)low;
+        words[1] = odd ? upper_halves((Pairs)high) : (Pairs)high;
         words[2] = PairMath::word(random.step), words[3] = PairMath::word(random.stream);
       }
     }

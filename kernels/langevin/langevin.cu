@@ -167,7 +167,7 @@ struct Moved {
     if (step.projection == TFGEN_PROJECT_BOX) {
       lower = __fsub_rn(anchor.of[i], step.radius), upper = __fadd_rn(anchor.of[i], step.radius);
     }
-    return t.of[i] > upper || t.of[i] < lower ? 0.0f : upstream;
+    return t.of[i] >= lower && t.of[i] <= upper ? upstream : 0.0f;
   }
 
   // The gradient by the clipped gradient of that by t.
@@ -175,7 +175,8 @@ struct Moved {
 
   __device__ float through_clip(float upstream, int i, const double* products) const {
     if (by_norm) return through_norm(upstream, g.of[i], gradient_norm(i), step.clip, products[gradient_row(i)]);
-    return g.of[i] > bound || g.of[i] < -bound ? 0.0f : upstream;
+    if (step.clip_mode == TFGEN_CLIP_NONE) return upstream;
+    return g.of[i] >= -step.clip && g.of[i] <= step.clip ? upstream : 0.0f;
   }
 
   // The gradient by v, of that by v bound / max(|v|, bound); `product` is that of v and `upstream`, of all elements.

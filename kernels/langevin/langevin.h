@@ -92,9 +92,9 @@ struct TfgenRandomDraw {
   void* out;
 };
 
-// CPU. Work is done in phases, one after the other: sums for norms in pieces, the pieces added up, then the elements. The
-// units of a phase write disjoint memory, and what a piece is depends on shapes only, so that results do not depend on
-// threads. A caller runs ranges of units on its own threads; a phase without units has nothing to do.
+// CPU. Work is done in phases, one after the other: sums for norms in pieces, the pieces added up, then the elements.
+// The units of a phase write disjoint memory, and what a piece is depends on shapes only, so that results do not depend
+// on threads. A caller runs ranges of units on its own threads; a phase without units has nothing to do.
 enum { TFGEN_LANGEVIN_PHASES = 5 };
 int64_t tfgen_langevin_units(const struct TfgenLangevinStep* step, int32_t phase, int32_t backward);
 int64_t tfgen_langevin_scratch(const struct TfgenLangevinStep* step);  // numbers of scratch memory of either pass
@@ -105,8 +105,8 @@ int64_t tfgen_langevin_element_units(int64_t elements);  // of the two functions
 void tfgen_langevin_noise_cpu(const struct TfgenLangevinNoise* args, int64_t first, int64_t last);
 void tfgen_random_cpu(const struct TfgenRandomDraw* args, int64_t first, int64_t last);
 
-// CUDA (compiled from langevin.cu). All pointers are device memory; `stream` is a cudaStream_t. Returns a cudaError_t, 0
-// for success. Scratch is that of the CPU.
+// CUDA (compiled from langevin.cu). All pointers are device memory; `stream` is a cudaStream_t. Returns a cudaError_t,
+// 0 for success. Scratch is that of the CPU.
 int tfgen_langevin_forward_cuda(const struct TfgenLangevinForward* args, void* stream);
 int tfgen_langevin_backward_cuda(const struct TfgenLangevinBackward* args, void* stream);
 int tfgen_langevin_noise_cuda(const struct TfgenLangevinNoise* args, void* stream);

@@ -25,13 +25,13 @@ const LangevinKernels& kernels() {
   return chosen;
 }
 
-// Phases 0 and 1 of the forward pass are about g and 2 and 3 about d, as d depends on |g|; in the backward pass the
-// other way round.
+// The first sum of the forward pass is about g and the last about d, as d depends on |g|; in the backward pass it is
+// the other way round.
 enum { kFirstPieces = 0, kFirstRows = 1, kLastPieces = 2, kLastRows = 3, kElements = 4 };
 
 bool about_gradient(int32_t phase, bool backward) { return (phase <= kFirstRows) != backward; }
 
-// Units first .. last - 1 of a sum, each a piece; or of adding pieces up, each a row, whose sum goes to finish(row, sum).
+// Units first .. last - 1 of a sum, each a piece: sum(from, to) of its elements.
 template <class Sum>
 void add_pieces(const LangevinRows& rows, double* pieces, int64_t first, int64_t last, Sum sum) {
   for (int64_t unit = first; unit < last; ++unit) {

@@ -1,7 +1,7 @@
 // TensorFlow's side of the Langevin step: operations, shape functions, checks of the inputs, kernels for CPU and GPU.
 //
-// The arithmetic is behind the C interface of langevin.h. Whatever a caller passes is checked here: the functions behind
-// that interface trust what they are given.
+// The arithmetic is behind the C interface of langevin.h. Whatever a caller passes is checked here: the functions
+// behind that interface trust what they are given.
 #if GOOGLE_CUDA
 #define EIGEN_USE_GPU  // before any header of TensorFlow or Eigen
 #include <cuda_runtime_api.h>

@@ -25,8 +25,8 @@ inline LangevinRows rows_of(const TfgenLangevinStep& step, bool gradient) {
   return {whole ? 1 : step.samples, size, (size + kLangevinPiece - 1) / kLangevinPiece};
 }
 
-// Scratch memory: of the backward pass, two products for each sample (or one for the tensor); then the pieces of the sum
-// at hand.
+// Scratch memory: of the backward pass, two products for each sample (or one for the tensor); then the pieces of the
+// sum at hand.
 inline double* displacement_products(const TfgenLangevinStep&, double* scratch) { return scratch; }
 inline double* gradient_products(const TfgenLangevinStep& step, double* scratch) { return scratch + step.samples; }
 inline double* sums_of_pieces(const TfgenLangevinStep& step, double* scratch) { return scratch + 2 * step.samples + 1; }

@@ -1,4 +1,4 @@
-"""Calls the C interface of kernels/langevin with NumPy arrays: the CPU kernels, and CUDA's where they run on the CPU."""
+"""Calls the C interface of kernels/langevin with NumPy arrays: kernels for the CPU, and CUDA's that run on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the Langevin step on the CPU: launchers and device code, compiled as C++ (see cuda_emulation/)."""
+"""The CUDA kernels of the Langevin step on the CPU: launchers and device code as C++ (see cuda_emulation/)."""
 
 from __future__ import annotations
 
@@ -78,5 +78,7 @@ def test_the_same_numbers_as_on_the_cpu(calls, kernels):
     if kernels.tfgen_blocksparse_cpu_isa() == b"portable":
         pytest.skip("the portable kernels round twice")
     for first in (0, 2):
-        found, expected = (c.draw("normal", 5000, seed=11, step=3, first_element=first) for c in (calls, Calls(kernels)))
+        found, expected = (
+            each.draw("normal", 5000, seed=11, step=3, first_element=first) for each in (calls, Calls(kernels))
+        )
         np.testing.assert_array_equal(found, expected)

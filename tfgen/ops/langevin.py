@@ -15,7 +15,7 @@ compiled by XLA (`jit_compile=True`) need the plain form: tracing cannot know of
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import tensorflow as tf
 
@@ -38,7 +38,7 @@ Projection = Literal["range", "box", "ball"]
 CLIP_MODES: tuple[ClipMode, ...] = ("none", "value", "tensor_norm", "sample_norm")
 PROJECTIONS: tuple[Projection, ...] = ("range", "box", "ball")
 
-Number = float | tf.Tensor
+Number: TypeAlias = float | tf.Tensor
 
 
 def langevin_step(
@@ -74,9 +74,9 @@ def langevin_step(
            = anchor + d radius / max(norm of d, radius)         "ball": d = t - anchor, of each sample
         y' = x' + (sigma n[step + 1]) mask                      with `emit_next`
 
-    n[k] are the numbers of `philox_normal(shape of x, seed, k, stream, first_element)`; the step after 2^32 - 1 is 0. All
-    is computed in float32, every product rounded before it is added, but norms are summed in float64. A NaN in `x`,
-    `gradient` or `anchor` gives NaN.
+    n[k] are the numbers of `philox_normal(shape of x, seed, k, stream, first_element)`; the step after 2^32 - 1 is 0.
+    All is computed in float32, every product rounded before it is added, but norms are summed in float64. A NaN in
+    `x`, `gradient` or `anchor` gives NaN.
 
     The gradient by `x` and `gradient` is that of the formulas; a value on a bound passes it, and a norm that equals
     `clip` or `radius` counts as clipped. Random numbers, `mask`, `anchor` and all numbers have none.
@@ -212,7 +212,7 @@ def _number(number: Number) -> tf.Tensor:
 
 
 def _positive(name: str, number: Number) -> Number:
-    if isinstance(number, tf.Tensor):
+    if tf.is_tensor(number):
         with tf.control_dependencies([tf.debugging.assert_positive(number, f"{name} must be more than 0")]):
             return tf.identity(number)
     if not number > 0:
@@ -221,7 +221,7 @@ def _positive(name: str, number: Number) -> Number:
 
 
 def _ordered(lower: Number, upper: Number) -> tuple[Number, Number]:
-    if isinstance(lower, tf.Tensor) or isinstance(upper, tf.Tensor):
+    if tf.is_tensor(lower) or tf.is_tensor(upper):
         words = "lower must not exceed upper"
         lower, upper = tf.cast(lower, tf.float32), tf.cast(upper, tf.float32)
         with tf.control_dependencies([tf.debugging.assert_less_equal(lower, upper, words)]):

@@ -39,7 +39,7 @@ def step_reference(
     source: Source,
     emit_next: bool,
 ) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """`tfgen.ops.langevin.langevin_step` of checked arguments. Differentiable by `x` and `gradient`, any number of times."""
+    """`tfgen.ops.langevin.langevin_step` of checked arguments, differentiable any number of times."""
     eta, sigma, lower, upper, clip, radius = numbers
     moved = x
     if modes.gradient_first:
@@ -48,10 +48,10 @@ def step_reference(
     if modes.projection == "range":
         x_next = between(moved, lower, upper)
     elif modes.projection == "box":
-        x_next = tf.where(tf.math.is_nan(anchor), anchor, between(moved, anchor - radius, anchor + radius))
+        x_next = between(moved, anchor - radius, anchor + radius)
     else:
         displacement = moved - anchor
-        x_next = anchor + displacement * radius / at_least(norm(displacement, by_sample=True), radius)
+        x_next = anchor + displacement * radius / tf.maximum(norm(displacement, by_sample=True), radius)
     if not emit_next:
         return x_next, None
     following = source._replace(step=(source.step + 1) % 2**32)
@@ -71,18 +71,12 @@ def clipped(gradient: tf.Tensor, clip_mode: str, clip: tf.Tensor) -> tf.Tensor:
         return gradient
     if clip_mode == "value":
         return between(gradient, -clip, clip)
-    return gradient * clip / at_least(norm(gradient, by_sample=clip_mode == "sample_norm"), clip)
+    return gradient * clip / tf.maximum(norm(gradient, by_sample=clip_mode == "sample_norm"), clip)
 
 
 def between(values: tf.Tensor, lower: tf.Tensor, upper: tf.Tensor) -> tf.Tensor:
-    """min, then max. NaN stays NaN; on a bound the gradient passes. TensorFlow's own are free to choose both."""
-    below = tf.where(values > upper, upper, values)
-    return tf.where(below < lower, lower, below)
-
-
-def at_least(values: tf.Tensor, bound: tf.Tensor) -> tf.Tensor:
-    """The maximum. NaN stays NaN; where both are equal the gradient goes to `values`."""
-    return tf.where(values < bound, bound, values)
+    """NaN gives NaN. On a bound the gradient goes to `values`, as they are the first arguments."""
+    return tf.maximum(tf.minimum(values, upper), lower)
 
 
 def norm(values: tf.Tensor, by_sample: bool) -> tf.Tensor:

@@ -1,10 +1,10 @@
 """Random numbers as a function of (seed, step, stream, element): Philox4x32-10, compiled and in plain TensorFlow.
 
 Element i of a stream, counted in C order from `first_element` on, takes word i % 4 of the block whose counter is
-(low half of i / 4, high half of i / 4, step, stream) and whose key is the seed (Salmon et al., "Parallel Random Numbers:
-As Easy as 1, 2, 3", SC 2011). So a number depends neither on the shape that it is drawn in nor on what else is drawn: a
-part of a tensor, on another rank or in another chunk, gets its numbers by the number of its first element. Words and
-uniform numbers are the same bits on every device and in both forms, normal numbers the same within 2e-6.
+(low half of i / 4, high half of i / 4, step, stream) and whose key is the seed (Salmon et al., "Parallel Random
+Numbers: As Easy as 1, 2, 3", SC 2011). So a number depends neither on the shape that it is drawn in nor on what else is
+drawn: a part of a tensor, on another rank or in another chunk, gets its numbers by the number of its first element.
+Words and uniform numbers are the same bits on every device and in both forms, normal numbers the same within 2e-6.
 
 `tfgen.randomness.Key` is for draws by sample; this is for draws by element inside a kernel.
 """
@@ -15,8 +15,9 @@ import enum
 import logging
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
 from tfgen.ops import library
@@ -26,9 +27,12 @@ _HALF = 0xFFFFFFFF
 _ROUNDS = 10
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85  # added to the key from round to round
+# Blocks are drawn in multiples of this. TensorFlow computes the last few elements of an array, which fill no vector of
+# the processor, by other functions, whose logarithms and sines differ in the last bit.
+_TOGETHER = 64
 _EXACT_BITS = 24  # of a word, that float32 holds
 
-Integer = int | tf.Tensor
+Integer: TypeAlias = int | np.integer | tf.Tensor
 
 
 class Stream(enum.IntEnum):
@@ -60,6 +64,7 @@ class Source(NamedTuple):
     @classmethod
     def checked(cls, seed: Integer, step: Integer, first_element: Integer, stream: int) -> Source:
         """Raises: ValueError for a number that is out of range, as far as numbers are known."""
+        seed, step, first_element = (int(x) if isinstance(x, np.integer) else x for x in (seed, step, first_element))
         if isinstance(seed, int) and not -(2**63) <= seed < 2**64:
             raise ValueError(f"seed must be a number of 64 bits, found {seed}")
         for name, number, most in (("step", step, _HALF), ("first_element", first_element, 2**63 - 1)):
@@ -137,7 +142,7 @@ def compiled() -> library.Library | None:
 
 # Plain TensorFlow ----------------------------------------------------------------------------------------
 #
-# Words are int64 numbers below 2^32: 64-bit products and shifts exist on every device for this type, not for unsigned ones.
+# Words are int64 numbers below 2^32: products and shifts exist on every device for this type, not for unsigned ones.
 
 
 def words_reference(shape: Sequence[int] | tf.Tensor, source: Source) -> tf.Tensor:
@@ -152,9 +157,10 @@ def normal_reference(shape: Sequence[int] | tf.Tensor, source: Source) -> tf.Ten
 
 
 def _blocks(count: tf.Tensor, source: Source) -> list[tf.Tensor]:
-    """The four words, each int64 [blocks], of the blocks that `count` elements touch."""
+    """The four words, each int64 [blocks], of the blocks that `count` elements touch, and of some more."""
     first = source.first_element // _WORDS
-    numbers = tf.range(first, (source.first_element + count + _WORDS - 1) // _WORDS)
+    blocks = (source.first_element + count + _WORDS - 1) // _WORDS - first
+    numbers = first + tf.range((blocks + _TOGETHER - 1) // _TOGETHER * _TOGETHER)
     step, stream = (tf.ones_like(numbers) * tf.cast(number, tf.int64) for number in (source.step, source.stream))
     words = [_low(numbers), _high(numbers), _low(step), stream]
     key = [_low(source.seed), _high(source.seed)]

@@ -1,7 +1,7 @@
 """Hamiltonian Monte Carlo: one transition, as the sampler's alternative to a Langevin step and within AIS.
 
-Neal, "MCMC using Hamiltonian dynamics" (arXiv:1206.1901), section 5.2, for unit masses. Momentum and acceptance come from
-streams of random numbers of their own (`tfgen.ops.philox.Stream`).
+Neal, "MCMC using Hamiltonian dynamics" (arXiv:1206.1901), section 5.2, for unit masses. Momentum and acceptance come
+from streams of random numbers of their own (`tfgen.ops.philox.Stream`).
 """
 
 from __future__ import annotations
