@@ -47,8 +47,9 @@ soak: venv horovod ## What takes too long for every change: 60 kills, and the ke
 	@TFGEN_KILLS=60 $(PYTHON_BIN) -m pytest -s tests/e2e/test_kill.py
 	for round in {1..10}; do
 		TFGEN_TEST_SEED=fresh $(PYTHON_BIN) -m pytest tests/kernels/test_blocksparse_cpu.py tests/kernels/test_gelu_cpu.py \
-			tests/kernels/test_concat_elu_cpu.py tests/kernels/test_group_norm_cpu.py tests/kernels/test_winograd_cpu.py \
-			tests/kernels/test_cuda_emulated.py tests/ops
+			tests/kernels/test_concat_elu_cpu.py tests/kernels/test_group_norm_cpu.py tests/kernels/test_langevin_cpu.py \
+			tests/kernels/test_winograd_cpu.py tests/kernels/test_cuda_emulated.py \
+			tests/kernels/test_langevin_emulated.py tests/ops
 	done
 
 # The sanitizers' libraries stand before all others in the process. Python never frees what it means to keep: no leaks.
@@ -58,7 +59,8 @@ asan: venv ## The tests of the CPU kernels, compiled with AddressSanitizer and U
 	LD_PRELOAD="$$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		TFGEN_KERNEL_CXXFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -O1 -g' \
 		$(PYTHON_BIN) -m pytest -p no:cacheprovider tests/kernels/test_blocksparse_cpu.py tests/kernels/test_gelu_cpu.py \
-		tests/kernels/test_concat_elu_cpu.py tests/kernels/test_group_norm_cpu.py tests/kernels/test_winograd_cpu.py \
+		tests/kernels/test_concat_elu_cpu.py tests/kernels/test_group_norm_cpu.py tests/kernels/test_langevin_cpu.py \
+		tests/kernels/test_winograd_cpu.py \
 		$(PYTEST_ARGS)
 
 .PHONY: bazel-test

@@ -1,4 +1,5 @@
-"""`python -m benchmarks.gpu`: the CUDA kernels of block-sparse attention at published shapes and at long rows.
+"""`python -m benchmarks.gpu`: the CUDA kernels of block-sparse attention at published shapes and at long rows, and of
+Langevin steps.
 
 Calls the C ABI. Needs PyTorch with a CUDA device and nvcc, not TensorFlow. Prints one JSON line a case: medians of
 forward and backward in milliseconds, the bytes that must move (each operand and result once) a second and their share
@@ -6,7 +7,8 @@ of a measured copy bandwidth, operations a second on kept blocks (2 products for
 PyTorch's FlexAttention, with the same mask in blocks of 128, and of its dense causal attention, with the error instead
 where one of them does not run. The first line is the copy bandwidth. Every case is checked against float32 attention
 before it is timed. `--rows short long` times both kernels of 16-bit types at every shape, to see at which length of a
-row they cross (kLongRow in blocksparse.cu).
+row they cross (kLongRow in blocksparse.cu). The last lines are Langevin steps on tensors of `--langevin_mib`, with
+their share of the copy bandwidth.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 
 from tests.gpu import build
 from tests.gpu.block_lists import band, classes, kernel_order
+from tests.kernels.langevin import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,11 @@ LAYERS = {
     "band_1536_width_64": Layer(12288, 1536, "b", heads=8, width=64, blocksize=64),
     "classes_of_1536": Layer(12288, 8, "bT"),
 }
+LANGEVIN_STEPS = {
+    "value_clip": Step(clip_mode="value"),
+    "tensor_norm": Step(clip_mode="tensor_norm"),
+    "last_step": Step(clip_mode="value", emit_next=False),
+}
 ENTRIES = {"as_it_is": None, "short": 0, "long": 2**31 - 1}  # what to tell the launchers, who choose the kernel by it
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -70,6 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="shapes to time")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="dtypes to time")
     parser.add_argument("--rows", nargs="+", choices=ENTRIES, default=["as_it_is"], help="kernels of 16-bit types")
+    parser.add_argument("--langevin_mib", type=int, nargs="*", default=[256], help="sizes of tensors of Langevin steps")
     parser.add_argument("--batch", type=int, default=4, help="sequences; few of them do not fill a large card")
     parser.add_argument("--repeats", type=int, default=50, help="timed calls, after five to warm up")
     options = parser.parse_args(argv)
@@ -89,6 +98,10 @@ def main(argv: list[str] | None = None) -> int:
                 line["rows"] = rows
                 line |= measure(LAYERS[name], getattr(torch, dtype), options.batch, options.repeats, bandwidth, rows)
                 print(json.dumps(line), flush=True)
+    for mib in options.langevin_mib:
+        for kind, step in LANGEVIN_STEPS.items():
+            line = {"benchmark": "gpu", "device": device, "langevin": kind, "tensor_mib": mib}
+            print(json.dumps(line | measure_langevin(step, mib, options.repeats, bandwidth)), flush=True)
     return 0
 
 
@@ -180,6 +193,29 @@ def check(layer: Layer, q: Any, k: Any, v: Any, out: Any, mask: np.ndarray) -> N
     error = (scores.softmax(-1) @ v - out).abs().max().item()
     if not error < 0.05:
         raise RuntimeError(f"{layer}: the output differs from dense attention by {error}; nothing to time")
+
+
+def measure_langevin(step: Step, mib: int, repeats: int, bandwidth: float) -> dict[str, Any]:
+    """A step reads x and g, with a clip by norm g once more, and writes x' and, but for the last one, y'."""
+    import torch
+
+    from tests.gpu.langevin_launchers import Launchers, Prepared, empty
+
+    launchers = Launchers(build.library("langevin"))
+    shape = [64, mib << 12]  # of 4 bytes
+    x, g = torch.rand(shape, device="cuda"), 0.01 * torch.randn(shape, device="cuda")
+    x_next, y_next = empty(*shape), empty(*shape) if step.emit_next else None
+    arguments = Prepared(step, x, g).forward(x_next, y_next)
+    seconds = milliseconds(lambda: launchers.call("langevin_forward", arguments), repeats) * 1e-3
+    tensors = 3 + step.emit_next + step.clip_mode.endswith("norm")
+    needed = tensors * (mib << 20)
+    if not bool(torch.isfinite(x_next).all()):
+        raise RuntimeError("a Langevin step gave what is not finite; nothing to time")
+    return {
+        "forward_ms": round(seconds * 1e3, 4),
+        "forward_bytes_per_second": round(needed / seconds),
+        "forward_share_of_bandwidth": round(needed / seconds / bandwidth, 3),
+    }
 
 
 def others(name: str, function: Callable[..., Any], heads: list[Any], repeats: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Compiles kernels/blocksparse/blocksparse.cu with nvcc, without TensorFlow."""
+"""Compiles the CUDA sources with nvcc, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import subprocess
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "kernels" / "blocksparse" / "blocksparse.cu"
+KERNELS = ROOT / "kernels"
+NAMES = ("blocksparse", "langevin")  # each has kernels/NAME/NAME.cu
 ARCHITECTURES = ("80", "90")  # A100; H100 and H200
 
 
@@ -23,15 +24,25 @@ def nvcc() -> str | None:
     return next((found for found in map(shutil.which, [*candidates[:-1], "nvcc", candidates[-1]]) if found), None)
 
 
-def command(compiler: str, architectures: tuple[str, ...], *options: str) -> list[str]:
-    """The command that compiles for these architectures, but for -o."""
+def command(name: str, compiler: str, architectures: tuple[str, ...], *options: str) -> list[str]:
+    """The command that compiles kernels/NAME/NAME.cu for these architectures, but for -o."""
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
-    return [compiler, "-O3", "-std=c++17", "-Xcompiler", "-fPIC", f"-I{ROOT}", *targets, *options, str(SOURCE)]
+    return [
+        compiler,
+        "-O3",
+        "-std=c++17",
+        "-Xcompiler",
+        "-fPIC",
+        f"-I{ROOT}",
+        *targets,
+        *options,
+        str(KERNELS / name / f"{name}.cu"),
+    ]
 
 
 @functools.cache
-def library() -> pathlib.Path:
-    """The shared library for the card of this machine, compiled once for each state of the sources.
+def library(name: str = "blocksparse") -> pathlib.Path:
+    """The shared library of kernels/NAME for the card of this machine, compiled once for each state of the sources.
 
     Raises:
       RuntimeError: if nvcc is missing or fails, with what it printed.
@@ -42,14 +53,15 @@ def library() -> pathlib.Path:
     if compiler is None:
         raise RuntimeError("nvcc not found: install the CUDA toolkit, or set CUDA_HOME to its folder")
     major, minor = torch.cuda.get_device_capability()
-    sources = b"".join(path.read_bytes() for path in [*sorted(SOURCE.parent.glob("*.*h")), SOURCE])
+    paths = [path for folder in ("common", name) for path in sorted((KERNELS / folder).glob("*.*h"))]
+    sources = b"".join(path.read_bytes() for path in [*paths, KERNELS / name / f"{name}.cu"])
     digest = hashlib.sha256(sources).hexdigest()[:16]
-    target = ROOT / "build" / "gpu" / f"blocksparse-sm{major}{minor}-{digest}.so"
+    target = ROOT / "build" / "gpu" / f"{name}-sm{major}{minor}-{digest}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             built = pathlib.Path(folder) / target.name
-            words = [*command(compiler, (f"{major}{minor}",), "-shared"), "-o", str(built)]
+            words = [*command(name, compiler, (f"{major}{minor}",), "-shared"), "-o", str(built)]
             done = subprocess.run(words, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"{' '.join(words)}\n{done.stdout}{done.stderr}")

@@ -17,7 +17,7 @@ CPU_SOURCES = (
     ),
     *(
         f"kernels/{name}/{name}_cpu{suffix}.cc"
-        for name in ("concat_elu", "gelu", "group_norm", "winograd")
+        for name in ("concat_elu", "gelu", "group_norm", "langevin", "winograd")
         for suffix in ("", "_portable", "_avx2", "_avx512")
     ),
 )
@@ -123,6 +123,60 @@ class GroupNormBackward(ctypes.Structure):
     )
 
 
+class Random(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint64) for name in ("seed", "first_element")),
+        *((name, ctypes.c_uint32) for name in ("step", "stream")),
+    )
+
+
+class LangevinMask(ctypes.Structure):
+    _fields_ = (("values", ctypes.c_void_p), ("rows", ctypes.c_int64))
+
+
+class LangevinStep(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("samples", "size")),
+        *((name, ctypes.c_int32) for name in ("clip_mode", "projection", "gradient_first")),
+        *((name, ctypes.c_float) for name in ("eta", "sigma", "lower", "upper", "clip", "radius")),
+        ("random", Random),
+        *((name, ctypes.c_void_p) for name in ("x", "g", "anchor")),
+        ("mask", LangevinMask),
+        *((name, ctypes.c_void_p) for name in ("gradient_norms", "displacement_norms")),
+    )
+
+
+class LangevinForward(ctypes.Structure):
+    _fields_ = (("step", LangevinStep), *((name, ctypes.c_void_p) for name in ("x_next", "y_next", "scratch")))
+
+
+class LangevinBackward(ctypes.Structure):
+    _fields_ = (
+        ("step", LangevinStep),
+        *((name, ctypes.c_void_p) for name in ("dx_next", "dy_next", "dx", "dg", "scratch")),
+    )
+
+
+class LangevinNoise(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("samples", "size")),
+        ("sigma", ctypes.c_float),
+        ("random", Random),
+        ("x", ctypes.c_void_p),
+        ("mask", LangevinMask),
+        ("y", ctypes.c_void_p),
+    )
+
+
+class RandomDraw(ctypes.Structure):
+    _fields_ = (
+        ("random", Random),
+        ("count", ctypes.c_int64),
+        ("kind", ctypes.c_int32),
+        ("out", ctypes.c_void_p),
+    )
+
+
 class WinogradShape(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int64)
@@ -180,6 +234,7 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
     for name, struct in (("forward", GroupNormForward), ("backward", GroupNormBackward)):
         function = getattr(loaded, f"tfgen_group_norm_{name}_cpu")
         function.argtypes, function.restype = [ctypes.POINTER(struct), ctypes.c_int64, ctypes.c_int64], None
+    set_langevin_signatures(loaded)
     shape, gradient, size, array = (
         ctypes.POINTER(WinogradShape),
         ctypes.POINTER(WinogradKernelGradient),
@@ -202,3 +257,18 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
         function = getattr(loaded, f"tfgen_winograd_{name}")
         function.argtypes, function.restype = arguments, result
     return loaded
+
+
+def set_langevin_signatures(loaded: ctypes.CDLL) -> None:
+    size, phase, step = ctypes.c_int64, ctypes.c_int32, ctypes.POINTER(LangevinStep)
+    for name, arguments, result in (
+        ("langevin_units", [step, phase, ctypes.c_int32], size),
+        ("langevin_scratch", [step], size),
+        ("langevin_element_units", [size], size),
+        ("langevin_forward_cpu", [ctypes.POINTER(LangevinForward), phase, size, size], None),
+        ("langevin_backward_cpu", [ctypes.POINTER(LangevinBackward), phase, size, size], None),
+        ("langevin_noise_cpu", [ctypes.POINTER(LangevinNoise), size, size], None),
+        ("random_cpu", [ctypes.POINTER(RandomDraw), size, size], None),
+    ):
+        function = getattr(loaded, f"tfgen_{name}")
+        function.argtypes, function.restype = arguments, result

@@ -9,22 +9,18 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import re
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.kernels import build
 from tests.kernels.attention import Result, block_lists
+from tests.kernels.emulated import EMULATION, compile_emulated
 from tests.kernels.test_blocksparse_cpu import DTYPES, Case, c_lists, check, pointer, random_inputs, random_keep
 from tests.seeds import SEED
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
-EMULATION = Path(__file__).parent / "cuda_emulation"
-# Fibers leave by longjmp what they entered by setcontext, which hardened builds of the C library forbid.
-FLAGS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas")
 SHORT, LONG = 0, 2**31 - 1  # numbers of entries that make the launchers choose the kernels of short or long rows
 GUARD = 64  # elements around each tensor, which no kernel may touch
 
@@ -50,15 +46,6 @@ ODD_CASES = {
     "odd_widths": Case(heads=1, blocks=2, key_size=17, value_size=33, stride=2),
     "widest": Case(heads=1, blocks=2, key_size=256, value_size=200),
 }
-
-
-def compile_emulated(source: str, library: Path) -> ctypes.CDLL:
-    command = [build.compiler(), *FLAGS, f"-I{EMULATION}", "-I.", "-x", "c++", source, "-o", str(library), "-ldl"]
-    done = subprocess.run(command, cwd=build.ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    loaded = ctypes.CDLL(str(library))
-    loaded.tfgen_emulated_error.restype = loaded.tfgen_emulated_kernels.restype = ctypes.c_char_p
-    return loaded
 
 
 @pytest.fixture(scope="session")

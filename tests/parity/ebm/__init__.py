@@ -1,0 +1,14 @@
+"""Checkers of the recordings of the energy-based models."""
+
+from tests.parity.ebm import (  # noqa: F401  (registration)
+    data,
+    hmc,
+    langevin,
+    loop,
+    networks,
+    optimizer,
+    replay,
+    second_order,
+    spectral,
+    train,
+)
