@@ -11,9 +11,15 @@ namespace TFGEN_ISA {
 
 typedef double Doubles __attribute__((vector_size(8 * TFGEN_LANES), aligned(8), may_alias));
 
-TFGEN_INLINE Vec between(Vec x, Vec lower, Vec upper) {  // NaN stays NaN
+TFGEN_INLINE Vec between(Vec x, Vec lower, Vec upper) {  // NaN stays NaN: the second argument where one is NaN
+#if TFGEN_LANES == 16
+  return _mm512_maskz_max_ps(0xffff, lower, _mm512_maskz_min_ps(0xffff, upper, x));
+#elif TFGEN_LANES == 8
+  return _mm256_max_ps(lower, _mm256_min_ps(upper, x));
+#else
   const Vec below = x > upper ? upper : x;
   return below < lower ? lower : below;
+#endif
 }
 
 // A product before it is added to something: without this the compiler would make one operation of both, which rounds
@@ -36,7 +42,6 @@ struct Run {
   const float* mask;     // of the first element; null: 1
   const float* noise;    // of this step and the first element; null where x has it
   bool by_norm;
-  float bound;               // of the values of g
   float gradient_norm;       // |g|, with a clip by norm
   float displacement_norm;   // |d|, with a ball; not used before it is known
 
@@ -63,7 +68,6 @@ TFGEN_INLINE void for_runs(const TfgenLangevinStep& step, int64_t first, int64_t
     if (run.mask != nullptr) run.mask += shared_mask ? begin - sample * step.size : begin;
     run.noise = noise == nullptr ? nullptr : noise + (begin - first);
     run.by_norm = step.clip_mode == TFGEN_CLIP_TENSOR_NORM || step.clip_mode == TFGEN_CLIP_SAMPLE_NORM;
-    run.bound = step.clip_mode == TFGEN_CLIP_VALUE ? step.clip : kInfinity;
     run.gradient_norm = run.by_norm ? step.gradient_norms[step.clip_mode == TFGEN_CLIP_SAMPLE_NORM ? sample : 0] : 0.0f;
     run.displacement_norm = step.projection == TFGEN_PROJECT_BALL ? step.displacement_norms[sample] : 0.0f;
     work(run);
@@ -91,7 +95,7 @@ TFGEN_INLINE Vec moved(const Run& run, int64_t i) {
   const TfgenLangevinStep& step = *run.step;
   Vec g = run.load(step.g, i), t = run.load(step.x, i);
   if (run.by_norm) g = g * step.clip / at_least(run.gradient_norm, step.clip);
-  g = between(g, broadcast(-run.bound), broadcast(run.bound));
+  if (step.clip_mode == TFGEN_CLIP_VALUE) g = between(g, broadcast(-step.clip), broadcast(step.clip));
   if (run.noise != nullptr) t = t + noise_term(run, run.noise, step.sigma, i);
   return t - rounded(run.masked(step.eta * g, i));
 }
