@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 BISECTIONS = {1: 30, 3: 20}  # by the number of colours, as in the original's sampling program
 _PLAUSIBLE_DEVIATIONS = 6  # of the smoothing noise, beyond the range of pixels
 _RARE = 0.01
+_LINE = 96  # level of the line between an image and what came of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +209,9 @@ class Sampler:
         smoothed = self._system.tensors.get("smoothed")
         if "samples" in self._system.tensors and smoothed is not None and len(smoothed) == len(samples):
             above.append(self.shown(smoothed, options))
-        return grids.display_grid(np.concatenate([*above, samples], axis=1))
+        line = np.full_like(samples[:, :1], _LINE)
+        parts = [part for image in above for part in (image, line)]
+        return grids.display_grid(np.concatenate([*parts, samples], axis=1))
 
     def shown(self, images: np.ndarray, options: SampleOptions) -> np.ndarray:
         """uint8 images of float32 ones, of the same shape."""
