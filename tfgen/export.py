@@ -25,19 +25,21 @@ def main(argv: list[str] | None = None) -> int:
     from tfgen.console import reported_errors
 
     with reported_errors():
-        settings, options, _ = parse_for_run(sys.argv[1:] if argv is None else argv, Options, None)
-        return run(settings, options)
+        settings, options, system_options = parse_for_run(
+            sys.argv[1:] if argv is None else argv, Options, lambda system: system.export_options_class
+        )
+        return run(settings, options, system_options)
     return 1
 
 
-def run(settings, options: Options) -> int:
+def run(settings, options: Options, system_options) -> int:
     """Exports; returns the exit code."""
     import tensorflow as tf
 
     from tfgen.ops.library import plain_tensorflow
     from tfgen.restore import restore
 
-    restored = restore(settings, options.run, options.weights, options.checkpoint_step)
+    restored = restore(settings, options.run, options.weights, options.checkpoint_step, system_options)
     name = f"step-{restored.checkpoint.step:09d}-{restored.weights}"
     out = pathlib.Path(options.out) if options.out else pathlib.Path(options.run) / "export" / name
     if out.exists():

@@ -40,7 +40,8 @@ def run(settings: Settings) -> int:
     splits = system_class.open_data(settings.config, settings.run.data_dir)
     ranks.agree((splits.spec, len(splits.train), settings.to_flagfile()), "the data set or the settings")
     system = system_class(settings.config, splits.spec)
-    system.check_training()
+    if not folder.checkpoints().steps():
+        system.check_training()
     recipe = system.recipe(splits.train.epoch_size, ranks.size)
     overrides = {
         name: getattr(settings.run, name) for name in ("steps", "log_every", "eval_every", "save_every", "sample_every")

@@ -48,6 +48,11 @@ class Loss:
     observations: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """No flags beside those of the command."""
+
+
 class System(abc.ABC):
     """One published system.
 
@@ -58,8 +63,8 @@ class System(abc.ABC):
     Class attributes:
       name: folder under `tfgen/systems` and `flags/`, value of `--system`.
       config_class: frozen dataclass, every flag of the original script (see `tfgen.settings.flag`).
-      sample_options_class, evaluate_options_class: frozen dataclasses of the extra flags of `tfgen.sample` and
-        `tfgen.evaluate`.
+      sample_options_class, evaluate_options_class, export_options_class: frozen dataclasses of the extra flags of
+        `tfgen.sample`, `tfgen.evaluate` and `tfgen.export`.
       window_statistics: what is logged of a metric over several steps; see `tfgen.monitor.window.summarize`.
 
     Attributes:
@@ -71,6 +76,7 @@ class System(abc.ABC):
     config_class: ClassVar[type]
     sample_options_class: ClassVar[type]
     evaluate_options_class: ClassVar[type]
+    export_options_class: ClassVar[type] = NoOptions
     window_statistics: ClassVar[Mapping[str, Statistic]] = {}
 
     network: tf.keras.Model  # what is saved, averaged (EMA) and exported
@@ -106,7 +112,7 @@ class System(abc.ABC):
         The commands restore them, with the same choice of weights, and hand them to `accept_companions`.
 
         Args:
-          options: instance of `sample_options_class` or `evaluate_options_class`, or None (export).
+          options: instance of `sample_options_class`, `evaluate_options_class` or `export_options_class`.
         """
         del config, options
         return {}
@@ -114,7 +120,7 @@ class System(abc.ABC):
     # Training -------------------------------------------------------------------------------------------
 
     def check_training(self) -> None:  # noqa: B027  (most systems have nothing to check)
-        """Raises `SettingsError` for settings that a new run cannot begin with. Nothing has been written yet."""
+        """Raises `SettingsError` for settings that a new run cannot begin with, before its first step."""
 
     @abc.abstractmethod
     def recipe(self, train_size: int, ranks: int) -> Recipe:

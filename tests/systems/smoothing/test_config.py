@@ -45,6 +45,14 @@ def test_training_files_of_the_original(data):
     assert resolve(f"{data}_reverse") == reverse
 
 
+@pytest.mark.parametrize("data", ["digits", "photos", *TRAINING])
+def test_each_data_set_has_all_three(data):
+    stages = {kind: resolve(f"{data}_{kind}") for kind in ("smoothed", "reverse", "plain")}
+    assert [config.stage for config in stages.values()] == [Stage.SMOOTHED, Stage.REVERSE, Stage.PLAIN]
+    assert len({(config.dataset, config.nr_resnet, config.nr_filters) for config in stages.values()}) == 1
+    assert stages["smoothed"].noise == stages["reverse"].noise
+
+
 def test_every_file_of_the_original_has_a_preset():
     kinds = ["smoothed_sample", "reverse_sample", "gradient_sample"]
     kinds += [f"{kind}_train_{data}" for kind in ("smoothed", "conditioned") for data in TRAINING]

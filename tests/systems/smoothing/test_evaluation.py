@@ -7,10 +7,13 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.systems.smoothing import small
 from tfgen.data.arrays import ArraySource
 from tfgen.data.pipeline import EvaluationBatches
+from tfgen.randomness import Key
+from tfgen.settings import SettingsError
 from tfgen.systems.smoothing.config import Stage
 from tfgen.systems.smoothing.evaluation import EvaluateOptions
 
@@ -64,6 +67,28 @@ def test_log_q_is_that_of_the_noise_drawn(both):
     assert abs(values.mean() + entropy) < 4 * spread / math.sqrt(len(values))
 
 
+def test_the_image_stays_the_same_when_its_smoothed_one_is_drawn_again(both):
+    """Otherwise the importance-weighted bound would be one of another quantity."""
+    seen = []
+    record = both.noisy
+
+    def noisy(*arguments):
+        seen.append(record(*arguments))
+        return seen[-1]
+
+    both.noisy = noisy
+    try:
+        for draw in (0, 1):
+            both.evaluator._terms_in_graph(
+                tf.constant(small.images(2)), Key.create(0, "evaluation").seed, tf.constant(5, tf.int64), draw
+            )
+    finally:
+        del both.noisy
+    (first, target), (second, again) = seen
+    np.testing.assert_array_equal(target, again)
+    assert np.abs(first - second).max() > 0.1
+
+
 def test_without_stage_1_there_is_no_bound():
     result = evaluated(small.system(Stage.REVERSE), 4, importance_samples=3)
     assert set(result) == {"bits_per_dim_given_smoothed", "bits_per_dim_given_smoothed_8bit", "nats", "examples"}
@@ -80,4 +105,8 @@ def test_the_number_of_the_original_divides_by_one_batch_less(both):
     metrics = both.evaluator.image_metrics(small.images(10), 0, EvaluateOptions())["bits_per_dim_given_smoothed"]
     expected = (metrics[:4].mean() + metrics[4:8].mean()) / 1
     assert evaluated(both, 4, original_average=True)["original_average"] == pytest.approx(expected, rel=1e-5)
-    assert evaluated(both, 10, original_average=True)["original_average"] == math.inf
+    with pytest.raises(SettingsError, match="lower --batch_size"):
+        evaluated(both, 10, original_average=True)
+    two_ranks = EvaluationBatches(SOURCE, 4, 1, 2, None)
+    with pytest.raises(SettingsError, match="one process, found 2"):
+        both.evaluate(two_ranks, EvaluateOptions(original_average=True), pathlib.Path())

@@ -103,9 +103,22 @@ def test_a_stage_1_that_does_not_fit(reverse, stage1, message):
         reverse.accept_companions({"stage1": small.system(**stage1)})
 
 
+def test_another_precision_is_refused():
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        with pytest.raises(SettingsError, match="leave the flag out"):
+            small.system()
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+
+
 def test_companions_are_those_of_stage_2_alone(reverse):
     options = reverse.sample_options_class(stage1_run="moved")
     assert reverse.companion_runs(reverse.config, options) == {"stage1": "moved"}
-    assert reverse.companion_runs(reverse.config, None) == {}
+    assert reverse.companion_runs(reverse.config, reverse.export_options_class()) == {}
+    known = small.system(Stage.REVERSE, stage1_run="here").config
+    assert reverse.companion_runs(known, reverse.evaluate_options_class()) == {"stage1": "here"}
+    assert reverse.companion_runs(known, reverse.evaluate_options_class(stage1_run="none")) == {}
+    assert reverse.companion_runs(known, reverse.sample_options_class(from_images=True)) == {}
     with pytest.raises(SettingsError, match="belongs to runs of stage 2"):
         reverse.companion_runs(small.system().config, options)

@@ -10,6 +10,8 @@ from tfgen.data.source import ImageSpec
 from tfgen.settings import SettingsError, check_values, flag
 
 SIDES_DIVISOR = 4  # the network halves the sides twice
+NO_STAGE1 = "none"  # in place of a run folder
+STAGE1_HELP = f"stage 2: run folder of stage 1, if it is not where it was in training; {NO_STAGE1} to do without"
 _LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
 
 
@@ -43,10 +45,12 @@ class Config:
         choices=(*(stage.value for stage in Stage), *_SAMPLING_RUNNERS),
         group="What is learned",
     )
-    stage1_run: str = flag("", "Run folder of stage 1: stage 2 takes its samples, and fits its noise and its images.")
+    stage1_run: str = flag(
+        "", "Run folder of stage 1, whose samples stage 2 begins from; --noise and images must be those of that run."
+    )
     noise: float = flag(
         0.3,
-        "Standard deviation of the smoothing noise, where pixels lie in [-1, 1]; stage 2 takes that of stage 1.",
+        "Standard deviation of the smoothing noise, where pixels lie in [-1, 1]; the same in both stages.",
         above=0.0,
     )
     clean_noise: float = flag(

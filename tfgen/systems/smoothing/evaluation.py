@@ -12,9 +12,9 @@ import tensorflow as tf
 from tfgen.likelihood import gaussian
 from tfgen.likelihood.bits import bits_per_dim
 from tfgen.randomness import Key
-from tfgen.settings import flag
+from tfgen.settings import SettingsError, flag
 from tfgen.systems.smoothing import bounds, data
-from tfgen.systems.smoothing.config import Stage
+from tfgen.systems.smoothing.config import STAGE1_HELP, Stage
 
 if TYPE_CHECKING:
     from tfgen.systems.smoothing.system import DistributionSmoothing
@@ -37,9 +37,10 @@ class EvaluateOptions:
         minimum=1,
     )
     noise_seed: int = flag(0, "image i is evaluated with noise that is a function of this seed and i")
-    stage1_run: str = flag("", "stage 2: run folder of stage 1, if it is not where it was in training")
+    stage1_run: str = flag("", STAGE1_HELP)
     original_average: bool = flag(
-        False, "also the number that the original prints: whole batches only, their sum divided by one batch less"
+        False,
+        "also the number that the original prints, on one process: whole batches, and one less in the denominator",
     )
 
 
@@ -79,7 +80,7 @@ class Evaluator:
         # A rank without images counts as none of them in the mean over ranks, whatever it reports.
         means = {name: float(np.concatenate(column).mean()) if column else 0.0 for name, column in columns.items()}
         if options.original_average:
-            means["original_average"] = float(np.sum(whole)) / (len(whole) - 1) if len(whole) > 1 else float("inf")
+            means["original_average"] = _original_average(whole, getattr(batches, "ranks", 1))
         return {**means, "examples": examples}
 
     def image_metrics(self, images: np.ndarray, first: int, options: EvaluateOptions) -> dict[str, np.ndarray]:
@@ -136,13 +137,26 @@ class Evaluator:
         self, images: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, draw: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         system, clean = self._system, data.scaled(images)
-        smoothed, target = system.noisy(clean, Key(seed, first).fold(draw))
+        key = Key(seed, first)
+        # The image with its slight noise is the same at every draw of the smoothed one: the bound is of that image.
+        smoothed, target = system.noisy(clean, key.fold(0), key.fold(draw))
         own = -tf.reduce_sum(system.log_prob(target, smoothed), axis=[1, 2])
         if smoothed is None or system.stage1 is None:
             return own, tf.zeros_like(own), tf.zeros_like(own)
         prior = -tf.reduce_sum(system.stage1.log_prob(smoothed), axis=[1, 2])
         deviation = tf.fill(tf.shape(clean), tf.math.log(system.config.noise))
         return own, prior, tf.reduce_sum(gaussian.log_prob(smoothed, clean, deviation), axis=[1, 2, 3])
+
+
+def _original_average(whole_batches: list[float], ranks: int) -> float:
+    """The mean over whole batches with one batch less in the denominator."""
+    if ranks > 1:
+        raise SettingsError(f"--original_average is of one process, found {ranks}: leave it out, or horovodrun")
+    if len(whole_batches) < 2:
+        raise SettingsError(
+            f"--original_average divides by the whole batches less one, found {len(whole_batches)}: lower --batch_size"
+        )
+    return float(np.sum(whole_batches)) / (len(whole_batches) - 1)
 
 
 @dataclasses.dataclass(frozen=True)

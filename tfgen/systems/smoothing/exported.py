@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
 from tfgen.randomness import Key
+from tfgen.settings import flag
 from tfgen.systems.smoothing import data
-from tfgen.systems.smoothing.config import Stage
+from tfgen.systems.smoothing.config import STAGE1_HELP, Stage
 
 if TYPE_CHECKING:
     from tfgen.systems.smoothing.system import DistributionSmoothing
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Extra flags of `tfgen.export`."""
+
+    stage1_run: str = flag("", STAGE1_HELP)
 
 
 def signatures(system: DistributionSmoothing) -> dict[str, tf.types.experimental.GenericFunction]:
@@ -34,11 +43,11 @@ def signatures(system: DistributionSmoothing) -> dict[str, tf.types.experimental
         key = Key(tf.stack([seed, 0]))
         first = (system.stage1 or system).sampler.draw_in_graph(count, key.fold("stage 1"), options)
         if system.stage is Stage.PLAIN:
-            return {"images": data.to_uint8(first)}
+            return {"images": system.sampler.shown_in_graph(first, options)}
         last = first
         if system.stage is Stage.REVERSE:
             last = system.sampler.draw_in_graph(count, key.fold("stage 2"), options, first)
-        return {"images": data.to_uint8(last), "smoothed": first}
+        return {"images": system.sampler.shown_in_graph(last, options), "smoothed": first}
 
     if system.stage is Stage.PLAIN:
 
@@ -64,7 +73,7 @@ def signatures(system: DistributionSmoothing) -> dict[str, tf.types.experimental
     def reverse(smoothed, seed):
         key = Key(tf.stack([seed, 0])).fold("stage 2")
         last = system.sampler.draw_in_graph(tf.shape(smoothed)[0], key, options, smoothed)
-        return {"images": data.to_uint8(last), "samples": last}
+        return {"images": system.sampler.shown_in_graph(last, options), "samples": last}
 
     functions = {"log_prob": log_conditional, "reverse": reverse}
     return functions | ({"sample": sample} if system.stage1 is not None else {})

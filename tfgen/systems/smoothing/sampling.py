@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import zipfile
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +23,9 @@ from tfgen.randomness import Key
 from tfgen.settings import SettingsError, flag
 from tfgen.systems.base import SampleCallback
 from tfgen.systems.smoothing import data
-from tfgen.systems.smoothing.config import Stage
+from tfgen.systems.smoothing.config import STAGE1_HELP, Stage
 from tfgen.systems.smoothing.denoise import denoise
-from tfgen.systems.smoothing.incremental import Draw, IncrementalSampler
+from tfgen.systems.smoothing.incremental import GROUP, Draw, IncrementalSampler
 
 if TYPE_CHECKING:
     from tfgen.systems.smoothing.system import DistributionSmoothing
@@ -55,7 +56,7 @@ class SampleOptions:
         "leaves out that through the network (gradient), or along that of the paper (full_gradient)",
         choices=("none", "gradient", "full_gradient"),
     )
-    stage1_run: str = flag("", "stage 2: run folder of stage 1, if it is not where it was in training")
+    stage1_run: str = flag("", STAGE1_HELP)
     from_images: bool = flag(False, "begin from images of --split with noise, in place of samples of stage 1")
     noisy_samples_path: str = flag(
         "",
@@ -64,14 +65,10 @@ class SampleOptions:
     )
     with_logit: bool | None = flag(None, "show samples through a sigmoid; default: as in training")
     sample_batch: int | None = flag(None, "images drawn together; default: --sample_batch of the run", minimum=1)
-    iteration: int | None = flag(None, "of the original: batches; here --count is the number of images")
+    iteration: int | None = flag(None, "of the original: batches; here --count is the number of images", minimum=1)
     reverse_sampling: bool | None = flag(None, "of the original: sample stage 2; here the run knows its stage")
 
     def __post_init__(self) -> None:
-        if self.iteration is not None:
-            raise SettingsError(f"--iteration={self.iteration}: give the number of images, --count=N")
-        if self.reverse_sampling is not None:
-            raise SettingsError("--reverse_sampling: leave it out; a run of stage 2 samples stage 2")
         if self.from_images and self.noisy_samples_path:
             raise SettingsError("--from_images and --noisy_samples_path: choose one of them")
 
@@ -100,6 +97,10 @@ class Sampler:
         """See `System.sample`; leaves the smoothed images and what was made of them in `System.tensors`."""
         self._check(options)
         size = min(options.sample_batch or self._system.config.sample_batch, count)
+        if options.iteration not in (None, -(-count // size)):
+            raise SettingsError(
+                f"--iteration={options.iteration} batches of {size} are not the {count} images of --count: leave it out"
+            )
         given = None
         if options.noisy_samples_path:
             given = read_smoothed(options.noisy_samples_path, self._system, int(key.first_sample), count)
@@ -107,7 +108,7 @@ class Sampler:
             assert images is not None
             originals = data.scaled(images)
             given = originals + self._system.config.noise * key.fold("noise").normal(tf.unstack(tf.shape(originals)))
-        progress = _Progress(callback, -(-count // size) * self._rows(options))
+        progress = _Progress(callback, -(-count // size) * self._rows(options), self._rows(options))
         smoothed, samples = [], []
         for start in range(0, count, size):
             chunk = key.skip(start)
@@ -160,13 +161,17 @@ class Sampler:
 
         def report_rows(done: int, total: int, images: np.ndarray) -> None:
             assert progress is not None
-            progress.rows(total - done, functools.partial(self.shown, images.copy(), options))
+            for rows in range(done - GROUP + 1, done + 1):  # they come four at a time
+                progress.row(functools.partial(self._preview, images.copy(), rows, options))
 
         if progress is not None:
-            progress.begin(height)
             report = report_rows
         numbers = (self.random_numbers(options, size, key),)
         return self._incremental.sample(height, width, size, self.pixel(options), numbers, given, report)
+
+    def _preview(self, images: np.ndarray, rows: int, options: SampleOptions) -> np.ndarray:
+        images[:, rows:] = 0
+        return self.shown(images, options)
 
     def draw_in_graph(
         self, count: tf.Tensor, key: Key, options: SampleOptions, given: tf.Tensor | None = None
@@ -215,8 +220,12 @@ class Sampler:
 
     def shown(self, images: np.ndarray, options: SampleOptions) -> np.ndarray:
         """uint8 images of float32 ones, of the same shape."""
+        return np.asarray(self.shown_in_graph(images, options))
+
+    def shown_in_graph(self, images: tf.Tensor, options: SampleOptions) -> tf.Tensor:
+        """`shown` as operations of a graph."""
         with_logit = self._system.config.with_logit if options.with_logit is None else options.with_logit
-        return np.asarray(data.to_uint8(data.from_logits(images) if with_logit else images))
+        return data.to_uint8(data.from_logits(images) if with_logit else images)
 
     def _rows(self, options: SampleOptions) -> int:
         """Rows of pixels to draw for one batch."""
@@ -225,6 +234,10 @@ class Sampler:
 
     def _check(self, options: SampleOptions) -> None:
         stage = self._system.stage
+        if options.reverse_sampling not in (None, stage is Stage.REVERSE):
+            raise SettingsError(
+                f"--reverse_sampling={options.reverse_sampling}, but the run is of {stage.value}: leave it out"
+            )
         if stage is not Stage.SMOOTHED and options.denoise != "none":
             raise SettingsError(f"--denoise={options.denoise} belongs to runs of stage 1, found one of {stage.value}")
         if stage is Stage.PLAIN and not options.draws_smoothed:
@@ -241,19 +254,21 @@ class Sampler:
 
 
 class _Progress:
-    """Counts rows of pixels over batches and stages."""
+    """Counts rows of pixels over batches and stages.
 
-    def __init__(self, callback: SampleCallback | None, total: int):
-        self._callback, self.total, self._done = callback, total, 0
+    Args:
+      total: rows in all.
+      shown: rows of the first batch, which previews are of.
+    """
 
-    def begin(self, rows: int) -> None:
-        """That many rows follow."""
-        self._done += rows
+    def __init__(self, callback: SampleCallback | None, total: int, shown: int):
+        self._callback, self.total, self._shown, self._done = callback, total, shown, 0
 
-    def rows(self, missing: int, preview) -> None:
-        """What began last still misses so many rows."""
+    def row(self, preview: Callable[[], np.ndarray]) -> None:
+        """One more row is drawn."""
+        self._done += 1
         if self._callback is not None:
-            self._callback(self._done - missing, self.total, preview)
+            self._callback(self._done, self.total, preview if self._done <= self._shown else None)
 
 
 # Pixels ----------------------------------------------------------------------------------------------------
@@ -338,7 +353,7 @@ def _read_array(path: str) -> np.ndarray:
         if path.endswith(".npy"):
             return np.load(path)
         array = torch_file.load(path)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise SettingsError(f"--noisy_samples_path={path} cannot be read: {error}") from error
     if not isinstance(array, np.ndarray) or array.ndim != 4:
         raise SettingsError(f"--noisy_samples_path={path}: expected one tensor [N, C, H, W]")

@@ -21,12 +21,13 @@ from tfgen.randomness import Key
 from tfgen.settings import SettingsError, read_run
 from tfgen.systems.base import Batch, Loss, SampleCallback, System
 from tfgen.systems.smoothing import data, exported, published
-from tfgen.systems.smoothing.config import Config, Stage
+from tfgen.systems.smoothing.config import NO_STAGE1, Config, Stage
 from tfgen.systems.smoothing.evaluation import EvaluateOptions, Evaluator, loss_metrics
 from tfgen.systems.smoothing.pixelcnn import PixelCNN
 from tfgen.systems.smoothing.sampling import SampleOptions, Sampler
 from tfgen.training.optimizers import AdamW
 from tfgen.training.recipe import Recipe
+from tfgen.training.run_folder import RunFolder
 from tfgen.training.schedules import ExponentialDecay
 from tfgen.training.state import TrainState
 
@@ -40,6 +41,7 @@ class DistributionSmoothing(System):
     config_class = Config
     sample_options_class = SampleOptions
     evaluate_options_class = EvaluateOptions
+    export_options_class = exported.ExportOptions
     window_statistics: ClassVar[Mapping[str, Statistic]] = {}
 
     network: PixelCNN
@@ -47,6 +49,9 @@ class DistributionSmoothing(System):
     def __init__(self, config: Config, spec: ImageSpec):
         super().__init__(config, spec)
         config.validate(spec)
+        precision = tf.keras.mixed_precision.global_policy().name
+        if precision != "float32":
+            raise SettingsError(f"PixelCNN++ computes in float32, found --precision={precision}: leave the flag out")
         self.stage = config.stage
         self.network = PixelCNN(
             spec.channels, config.nr_filters, config.nr_resnet, config.nr_logistic_mix, config.seed, config.dropout
@@ -75,7 +80,8 @@ class DistributionSmoothing(System):
         folder = getattr(options, "stage1_run", "") or config.stage1_run
         if folder and config.stage is not Stage.REVERSE:
             raise SettingsError(f"--stage1_run={folder} belongs to runs of stage 2, found one of {config.runner}")
-        return {"stage1": folder} if folder else {}
+        not_needed = isinstance(options, SampleOptions) and not options.draws_smoothed
+        return {} if not_needed or folder in ("", NO_STAGE1) else {"stage1": folder}
 
     # Training -------------------------------------------------------------------------------------------
 
@@ -91,32 +97,33 @@ class DistributionSmoothing(System):
     def accept_companions(self, companions: Mapping[str, System]) -> None:
         """See `System.accept_companions`."""
         for system in companions.values():
-            self._check_stage1(system.config, system.spec, self.config.stage1_run or "stage 1")
+            self._check_stage1(system.config, system.spec, "--stage1_run: that run")
         super().accept_companions(companions)
 
     def check_training(self) -> None:
         """Compares stage 2 with the settings of its stage 1. See `System.check_training`."""
         folder = self.config.stage1_run
         if folder:
-            config = read_run(folder).config
-            spec = self.image_spec(config) if isinstance(config, Config) else None
-            self._check_stage1(config, spec or self.spec, folder)
+            config, newest = read_run(folder).config, RunFolder(folder).checkpoints().newest()
+            if newest is None:
+                raise SettingsError(f"--stage1_run={folder} has no checkpoint yet: train stage 1 first")
+            self._check_stage1(config, newest.spec, f"--stage1_run={folder}")
 
-    def _check_stage1(self, config: Any, spec: ImageSpec, folder: str) -> None:
+    def _check_stage1(self, config: Any, spec: ImageSpec, run: str) -> None:
         if not isinstance(config, Config) or config.stage is not Stage.SMOOTHED:
             found = config.runner if isinstance(config, Config) else "another system"
             raise SettingsError(
-                f"--stage1_run={folder}: expected a run of {Stage.SMOOTHED.value}, found {found}; train one with "
+                f"{run}: expected a run of {Stage.SMOOTHED.value}, found {found}; train one with "
                 "--hps=digits_smoothed or another preset whose name ends in _smoothed"
             )
         if spec.shape != self.spec.shape:
             raise SettingsError(
-                f"--stage1_run={folder} models images of {_size(spec)} ({config.dataset}), expected "
+                f"{run} models images of {_size(spec)} ({config.dataset}), expected "
                 f"{_size(self.spec)} as in {self.config.dataset}: both stages need the same --dataset"
             )
         if config.noise != self.config.noise:
             raise SettingsError(
-                f"--stage1_run={folder} smooths with noise {config.noise:g}, this run expects {self.config.noise:g}: "
+                f"{run} smooths with noise {config.noise:g}, this run expects {self.config.noise:g}: "
                 f"set --noise={config.noise:g}"
             )
 
@@ -154,15 +161,21 @@ class DistributionSmoothing(System):
         nats = -tf.reduce_mean(tf.reduce_sum(self.log_prob(target, smoothed, masks), axis=[1, 2]))
         return Loss(nats, loss_metrics(self.stage, nats, self.spec.dims))
 
-    def noisy(self, images: tf.Tensor, key: Key) -> tuple[tf.Tensor | None, tf.Tensor]:
+    def noisy(
+        self, images: tf.Tensor, key: Key, smoothing_key: Key | None = None
+    ) -> tuple[tf.Tensor | None, tf.Tensor]:
         """What the stage is conditioned on and what it learns of images in [-1, 1], float32 [B, H, W, C].
+
+        Args:
+          smoothing_key: of the smoothing noise, if that is another one.
 
         Returns:
           The smoothed images, or None where there is no condition; and the target.
         """
         if self.stage is Stage.PLAIN:
             return None, images
-        smoothed = images + self.config.noise * key.fold("noise").normal(tf.unstack(tf.shape(images)))
+        noise = (smoothing_key or key).fold("noise").normal(tf.unstack(tf.shape(images)))
+        smoothed = images + self.config.noise * noise
         if self.stage is Stage.SMOOTHED:
             return None, smoothed
         clean = images + self.config.clean_noise * key.fold("clean noise").normal(tf.unstack(tf.shape(images)))
