@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from tfgen.data.source import ImageSpec, Splits
+from tfgen.data.source import ImageSpec, Source, Splits
 from tfgen.monitor import grids
 from tfgen.monitor.window import Statistic
 from tfgen.randomness import Key, StepDraws
@@ -46,6 +46,27 @@ class Loss:
     metrics: dict[str, tf.Tensor]
     partial_metrics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     observations: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRun:
+    """What a task of `tfgen.evaluate --task=NAME` works with.
+
+    Attributes:
+      source: the images, of the split that was asked for, as many as were asked for.
+      splits: all images of the run's data set.
+      data_dir: where files of other data sets are looked for.
+      folder: where pictures and arrays go; it exists.
+      batch_size: images of a pass.
+      key: of the random numbers.
+    """
+
+    source: Source
+    splits: Splits
+    data_dir: str
+    folder: pathlib.Path
+    batch_size: int
+    key: Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +249,17 @@ class System(abc.ABC):
         one without images. `batches` can be iterated more than once; the last batch may be smaller.
         Per-image results that `options` (an instance of `evaluate_options_class`) asks for go to `folder`.
         """
+
+    def run_task(self, task: str, options: Any, job: TaskRun) -> dict[str, float]:
+        """One of the system's other evaluations, in a single process; pictures and arrays go to `job.folder`.
+
+        Args:
+          task: the value of `--task`, a flag of `evaluate_options_class` of systems that have tasks.
+
+        Returns:
+          What is printed and recorded, by name.
+        """
+        raise NotImplementedError(f"{self.name} has no task {task}")
 
     def pictures(self, images: np.ndarray, key: Key) -> dict[str, np.ndarray]:
         """Further pictures for the run's log, beside the sample grid: uint8 [height, width, 3 or 1] by name.

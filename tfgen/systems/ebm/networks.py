@@ -41,6 +41,8 @@ from tfgen.systems.ebm.architecture import (
 # A key, from which every site draws its mask, or the masks themselves in the order of the sites: 0 or 1, [B, h, w, C].
 Dropout = Key | Sequence[tf.Tensor]
 
+OFF: Sequence[tf.Tensor] = ()  # in place of these: no dropout in this pass, whatever the network was built with
+
 _TINY = 1e-10  # standard deviation of weights that begin as zero
 _PLANE_SHARE = 0.1  # of a label's values in MnistNet's planes
 
@@ -286,7 +288,7 @@ class EnergyNetwork(tf.keras.Model):
           weights: from `normalized`.
           images: float32 [B, side, side, channels]; of one channel also [B, side, side].
           labels: float32 [B, label_columns]; an unconditional network does not read them.
-          dropout: a key or masks for a network with dropout; others do not read it.
+          dropout: a key or masks for a network with dropout, or `OFF`; others do not read it.
 
         Raises:
           ShapeError: images, labels or masks that do not fit the network.
@@ -362,12 +364,12 @@ class EnergyNetwork(tf.keras.Model):
 
     def _checked_dropout(self, dropout: Dropout | None) -> Dropout | None:
         sites = self.shape.dropout_sites
-        if not sites:
+        if not sites or dropout is OFF:
             return None
         if dropout is None:
             raise ShapeError(
                 f"{self.shape.kind} has dropout in every forward pass: pass dropout=Key.create(seed, 'dropout'), or "
-                "build it with dropout=False"
+                "networks.OFF for a pass without"
             )
         if not isinstance(dropout, Key) and len(dropout) != sites:
             raise ShapeError(f"{len(dropout)} dropout masks, expected {sites}, one for each residual block in use")
