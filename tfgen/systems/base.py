@@ -57,6 +57,7 @@ class TaskRun:
       splits: all images of the run's data set.
       data_dir: where files of other data sets are looked for.
       folder: where pictures and arrays go; it exists.
+      run: the folder of the run.
       batch_size: images of a pass.
       key: of the random numbers.
     """
@@ -65,6 +66,7 @@ class TaskRun:
     splits: Splits
     data_dir: str
     folder: pathlib.Path
+    run: pathlib.Path
     batch_size: int
     key: Key
 
