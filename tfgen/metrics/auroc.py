@@ -8,8 +8,9 @@ import numpy as np
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     """Probability that a random positive has a higher score than a random negative, ties counted half.
 
-    1 where every positive is above every negative, 0.5 for scores that say nothing. It is Mann and Whitney's U ("On a
-    test of whether one of two random variables is stochastically larger than the other", 1947) over the number of pairs.
+    1 where every positive is above every negative, 0.5 for scores that say nothing. It is the U of Mann and Whitney
+    ("On a test of whether one of two random variables is stochastically larger than the other", 1947) over the number
+    of pairs.
 
     Args:
       positive, negative: scores [N] and [M], any real type. Whether two are tied is decided in their own precision.

@@ -1,12 +1,16 @@
 """Checkers of the recordings of the energy-based models."""
 
 from tests.parity.ebm import (  # noqa: F401  (registration)
+    ais,
     data,
     hmc,
     langevin,
     loop,
+    metrics,
+    mixenergy,
     networks,
     optimizer,
+    pgd,
     replay,
     second_order,
     spectral,

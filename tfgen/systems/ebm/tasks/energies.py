@@ -159,7 +159,9 @@ def _others(
         raise SettingsError("--svhn and --svhnmix compare SVHN with itself: drop one of them")
     source = open_other(name, job.data_dir)
     order = host_generator(options.seed, "other images of mixenergy").permutation(len(source))
-    converted = other_images.batches(
-        source, job.batch_size, order, lambda images, first: _other_scaled(system, options, name, key.skip(first), images)
-    )
-    return lambda images, first: next(converted, None)
+
+    def converted(images: np.ndarray, first: int) -> np.ndarray:
+        return _other_scaled(system, options, name, key.skip(first), images)
+
+    batches = other_images.batches(source, job.batch_size, order, converted)
+    return lambda images, first: next(batches, None)

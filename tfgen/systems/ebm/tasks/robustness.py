@@ -88,7 +88,7 @@ class Attack:
         Args:
           gradient: of the cross-entropy at x.
           images: those that are attacked.
-          before: x of the step before; the images in the first step.
+          before: x, but in the first step the images, without the random start.
         """
         centre = before if self.original and self.euclidean else images
         if self.budget == 0:
@@ -132,7 +132,7 @@ def attacked(energy: Energy, images: tf.Tensor, labels: tf.Tensor, attack: Attac
 
     def body(step: tf.Tensor, x: tf.Tensor, before: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         _, gradient = logits_and_gradient(energy, x, labels)
-        # The next step's image before is the one that this step leads to: only the first has the random start between.
+        # Only the first step has a random start between where the one before it ends and where it begins.
         moved = tf.ensure_shape(attack.move(x, gradient, images, before), images.shape)
         return step + 1, moved, moved
 
@@ -202,9 +202,7 @@ def refined(energy: Energy, images: tf.Tensor, classes: int, refinement: Refinem
     return sampler.run(x, refinement.chain.steps, moves)
 
 
-def box_moves(
-    energy: Energy, centres: tf.Tensor, labels: tf.Tensor, refinement: Refinement, noise: Noise
-) -> BoxMoves:
+def box_moves(energy: Energy, centres: tf.Tensor, labels: tf.Tensor, refinement: Refinement, noise: Noise) -> BoxMoves:
     """The moves of `refined`, around centres [N, ...] with labels [N, K]."""
 
     def of_step(x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
