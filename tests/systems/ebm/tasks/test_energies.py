@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -31,6 +33,12 @@ def test_energies_with_their_labels(conditional, tmp_path):
         assert results[f"energy_{name}"] == pytest.approx(expected.mean(), rel=1e-4)
         assert results[f"energy_{name}_sd"] == pytest.approx(expected.std(), rel=1e-3)
         assert results[f"images_{name}"] == len(source)
+
+
+def test_as_many_images_as_were_asked_for(conditional, tmp_path):
+    job = dataclasses.replace(small.job(tmp_path), source=small.source(3))
+    results = energies.energyeval(conditional, small.options("energyeval"), job)
+    assert (results["images_test"], results["images_train"]) == (3, 3)
 
 
 def test_the_lowest_energy_of_all_classes_is_the_score(conditional, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfgen.data.errors import DataError
-from tfgen.data.source import Source
+from tfgen.data.source import Source, Subset
 from tfgen.settings import SettingsError
 from tfgen.systems.base import TaskRun
 from tfgen.systems.ebm.objective import with_every_class
@@ -78,7 +78,7 @@ def lowest_energy(energy: Energy, images: tf.Tensor, classes: int) -> tf.Tensor:
 
 
 def own_images(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> Source:
-    """The images a task is about: those asked for, or SVHN's with --svhn.
+    """The images a task is about: those asked for, or with --svhn as many of SVHN's.
 
     Raises:
       SettingsError: SVHN's do not fit the network.
@@ -89,7 +89,17 @@ def own_images(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
     found, expected = source.spec, system.spec
     if found.shape != expected.shape or (system.label_columns and found.num_classes != system.label_columns):
         raise SettingsError(f"--svhn: its images are {found}, expected {expected} as of this run: leave it out")
-    return source
+    return limited(source, job)
+
+
+def limited(source: Source, job: TaskRun) -> Source:
+    """A source that is not the one asked for, with no more images than were asked for (--images)."""
+    splits = job.splits
+    whole = any(job.source is one for one in (splits.train, splits.valid, splits.test))
+    if whole or len(source) <= len(job.source):
+        return source
+    count = len(job.source)
+    return Subset(source, np.arange(count), f"the first {count} images of {source.name}")
 
 
 def open_other(name: str, data_dir: str) -> Source:

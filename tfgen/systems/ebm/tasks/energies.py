@@ -21,6 +21,7 @@ from tfgen.systems.ebm.tasks.classes import (
     Energy,
     class_count,
     energy_of,
+    limited,
     lowest_energy,
     open_other,
     own_images,
@@ -46,12 +47,10 @@ def energyeval(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
     """Mean and standard deviation of the energies of test and training images with their own labels.
 
     All of them are written as test_ebm.npy and train_ebm.npy, float32 [N], in stored order. With --svhn they are those
-    of the images of SVHN, as test_ebm.npy alone.
+    of the images of SVHN, as test_ebm.npy alone. With --images they are the first ones of each.
     """
-    sources = {"test": own_images(system, options, job)} if options.svhn else {
-        "test": job.splits.test,
-        "train": job.splits.train,
-    }  # fmt: skip
+    splits = {"test": job.splits.test, "train": job.splits.train}
+    sources = {"test": own_images(system, options, job)} if options.svhn else splits
     columns = system.label_columns
 
     @tf.function(
@@ -67,7 +66,7 @@ def energyeval(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
     results: dict[str, float] = {}
     for name, source in sources.items():
         parts = []
-        for batch in EvaluationBatches(source, job.batch_size):
+        for batch in EvaluationBatches(limited(source, job), job.batch_size):
             images = system.scaled(batch["image"])
             labels = system.labels_of(batch)
             parts.append(energies_of(images, np.zeros([len(images), 0], np.float32) if labels is None else labels))
@@ -75,8 +74,9 @@ def energyeval(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
         with atomic_path(job.folder / f"{name}_ebm.npy") as temporary:
             np.save(temporary, energies)
         exact = energies.astype(np.float64)
-        results |= {f"energy_{name}": exact.mean(), f"energy_{name}_sd": exact.std(), f"images_{name}": len(exact)}
-    return {name: float(value) for name, value in results.items()}
+        results |= {f"energy_{name}": float(exact.mean()), f"energy_{name}_sd": float(exact.std())}
+        results[f"images_{name}"] = len(exact)
+    return results
 
 
 def mixenergy(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> dict[str, float]:
@@ -115,8 +115,8 @@ def mixenergy(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) 
         "auroc": auroc(positive, negative),
         "energy_in": float(-positive.mean(dtype=np.float64)),
         "energy_out": float(-negative.mean(dtype=np.float64)),
-        "images_in": float(len(positive)),
-        "images_out": float(len(negative)),
+        "images_in": len(positive),
+        "images_out": len(negative),
     }
 
 

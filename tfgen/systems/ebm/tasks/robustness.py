@@ -312,7 +312,7 @@ def _accuracy(
         found.append(hits(images, labels, tf.constant(first, tf.int64)))
         first += len(images)
     results = np.concatenate([part.numpy() for part in found])
-    return {"accuracy": float(results.mean()), "images": float(len(results))}
+    return {"accuracy": float(results.mean()), "images": len(results)}
 
 
 def _hits_function(
