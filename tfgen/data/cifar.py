@@ -127,6 +127,4 @@ def open_cifar100_test(data_dir: pathlib.Path) -> Source:
     )
     if labels.size and not 0 <= labels.min() <= labels.max() < CLASSES_100:
         raise DataError(f"{path} has labels {labels.min()} to {labels.max()}; expected 0 to {CLASSES_100 - 1}")
-    return ArraySource(
-        images, "cifar100 test", shape=SHAPE, layout="planar", labels=labels, num_classes=CLASSES_100
-    )
+    return ArraySource(images, "cifar100 test", shape=SHAPE, layout="planar", labels=labels, num_classes=CLASSES_100)

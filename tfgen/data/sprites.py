@@ -139,7 +139,7 @@ def _in_heart(across: np.ndarray, up: np.ndarray) -> np.ndarray:
 # dSprites ----------------------------------------------------------------------------------------------------
 
 
-def open_dsprites(data_dir: pathlib.Path, path: str = "") -> Source:
+def open_dsprites(data_dir: pathlib.Path, path: str = "") -> SpriteSource | TfdsSprites:
     """All images of dSprites: those of its archive, else TFDS'. Both give what `SpriteSource` does.
 
     Args:

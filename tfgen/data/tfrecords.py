@@ -91,7 +91,8 @@ def record_offsets(stream: BinaryIO, title: str) -> np.ndarray:
       DataError: a record that reaches beyond the end of the file, or is far too long.
     """
     size = stream.seek(0, 2)
-    offsets, offset = [], 0
+    offsets: list[int] = []
+    offset = 0
     while offset < size:
         stream.seek(offset)
         header = stream.read(_HEADER)

@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from tests.parity.harness import Case, checker
+from tfgen.data import textures
 from tfgen.systems.ebm import preprocess, sprites
 
 TOLERANCE = 1e-6
@@ -77,7 +78,7 @@ def check_texture(case: Case, seed: int) -> None:
         prefix = name.removesuffix("im")
         index = int(prefix.removeprefix("textures_idx").removesuffix("/"))
         uniforms = np.random.RandomState(seed + index).uniform(0, 1, case[name].shape)
-        crop = case["texture0_u8"][: uniforms.shape[0], : uniforms.shape[1]]
+        crop = textures.corner(case["texture0_u8"])
         found = preprocess.scaled(crop, preprocess.scaling_of("textures"), uniforms)
         case.close(name, found, TOLERANCE)
         case.close(f"{prefix}corrupt", found, TOLERANCE)
