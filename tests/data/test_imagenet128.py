@@ -65,9 +65,7 @@ def test_resizing_is_that_of_tensorflow_1(height, width):
     size = [-(-length * 16 // shorter) for length in (height, width)]
     whole = tf.compat.v1.image.resize_bilinear(image[np.newaxis].astype(np.float32), size)[0].numpy()
     top, left = (size[0] - 16) // 2, (size[1] - 16) // 2
-    np.testing.assert_allclose(
-        imagenet128.resized_crop(image, 16), whole[top : top + 16, left : left + 16], atol=1e-4
-    )
+    np.testing.assert_allclose(imagenet128.resized_crop(image, 16), whole[top : top + 16, left : left + 16], atol=1e-4)
 
 
 def test_grey_images_become_colour():

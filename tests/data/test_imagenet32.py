@@ -52,7 +52,7 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "imagenet" / "val_data").unlink()
     with pytest.raises(DataError, match=r"imagenet lacks val_data: unpack .* all eleven"):
         imagenet32.open_imagenet32(tmp_path)
-    with pytest.raises(DataError, match="nowhere lacks train_data_batch_1, .*val_data"):
+    with pytest.raises(DataError, match=r"nowhere lacks train_data_batch_1, .*val_data"):
         imagenet32.open_imagenet32(tmp_path, str(tmp_path / "nowhere"))
 
 

@@ -23,7 +23,7 @@ def contents(first: int, count: int) -> list[bytes]:
     return [b"%d" % number * (number % 7) for number in range(first, first + count)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
     write_records(tmp_path / "a", contents(0, 9))
     write_records(tmp_path / "b", [])

@@ -7,6 +7,7 @@ values [N, 6]: colour (1), shape (1 square, 2 ellipse, 3 heart), scale (0.5 to 1
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import pathlib
@@ -40,8 +41,8 @@ _SCALES = np.linspace(0.5, 1, 6)
 _ROTATIONS = np.linspace(0, 2 * math.pi, 40)[:-1:3]
 _POSITIONS = np.linspace(0, 1, 32)[1::5]
 
-# The renderer's shapes lie in the unit circle; the largest sprite has this radius, as a share of the image's side, and
-# keeps that distance from the edges.
+# The renderer's shapes lie in the unit circle. Of the largest sprites it has this radius, as a share of the image's side,
+# and its centre keeps that distance from the edges.
 _RADIUS = 0.25
 _ELLIPSE = 0.5  # its short axis
 _HEART_SCALE, _HEART_LIFT = 1.25, 0.25  # so that it just fits into the circle
@@ -74,6 +75,7 @@ class SpriteSource(Source):
 # Rendered images ---------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def sprites(side: int = SPEC.height) -> SpriteSource:
     """The sprites that come with the library, about eleven thousand: every combination of some of dSprites' values.
 
@@ -92,7 +94,8 @@ def render(latents: np.ndarray, side: int) -> np.ndarray:
     The shapes are drawn from their formulas. They are like those of dSprites and not the same to the pixel.
 
     Args:
-      latents: [n, 6], see above; positions 0 and 1 are as far out as the largest sprite fits.
+      latents: [n, 6], see above; rotations are counter-clockwise, and positions 0 and 1 as far out as the largest
+        sprite fits.
       side: pixels of a side, any number.
 
     Raises:
@@ -110,7 +113,7 @@ def render(latents: np.ndarray, side: int) -> np.ndarray:
     right = (centres[np.newaxis, np.newaxis, :] - _place(columns[_X])) / radius  # [n, 1, side]
     down = (centres[np.newaxis, :, np.newaxis] - _place(columns[_Y])) / radius  # [n, side, 1]
     cosine, sine = np.cos(columns[_ROTATION]), np.sin(columns[_ROTATION])
-    across, up = cosine * right + sine * down, sine * right - cosine * down  # turned back, [n, side, side]
+    across, up = cosine * right - sine * down, -sine * right - cosine * down  # turned back, [n, side, side]
     inside = np.zeros(across.shape, bool)
     for shape, contains in enumerate((_in_square, _in_ellipse, _in_heart), start=1):
         chosen = latents[:, _SHAPE] == shape

@@ -43,8 +43,9 @@ def open_svhn(data_dir: pathlib.Path, split: str) -> Source:
         count = shape[-1] if shape else 0
         if kind != "uint8" or shape[:3] != SPEC.shape or len(shape) != 4 or not 0 < count <= _LARGEST // SPEC.dims:
             raise DataError(f"{path}: {_IMAGES} is {kind} {list(shape)}, expected uint8 [32, 32, 3, N]")
-        if listed.get(_LABELS, ((), ""))[0] != (count, 1):
-            raise DataError(f"{path}: expected labels {_LABELS} [{count}, 1], found {listed.get(_LABELS)}")
+        found = listed.get(_LABELS, ((), "nothing"))
+        if found[0] != (count, 1):
+            raise DataError(f"{path}: expected labels {_LABELS} [{count}, 1], found {found[1]} {list(found[0])}")
         content = scipy.io.loadmat(path, variable_names=[_IMAGES, _LABELS])
     except DataError:
         raise

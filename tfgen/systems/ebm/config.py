@@ -57,9 +57,7 @@ class Config:
     imagenet_datadir: str = flag("", "Folder of the TFRecords of ImageNet 128x128. Empty: below --data_dir.")
     rescale: float = flag(1.0, "Pixels lie between 0 and this; noise and step_lr are multiples of it.", above=0.0)
     single: bool = flag(False, "Learn the first image only.")
-    augment: bool = flag(
-        False, "Random crops (4 pixels of padding) and mirroring; the original has it for CIFAR-10."
-    )
+    augment: bool = flag(False, "Random crops (4 pixels of padding) and mirroring; the original has it for CIFAR-10.")
     cutout: bool = flag(False, "Blank a square of the image.")
     cutout_inside: bool = flag(False, "Keep that square inside the image.")
     cutout_prob: float = flag(1.0, "Share of the images with such a square.", minimum=0.0, maximum=1.0)
