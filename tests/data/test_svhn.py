@@ -52,7 +52,7 @@ def test_damaged_files(tmp_path):
     write_svhn(path)
     content = bytearray(path.read_bytes())
     path.write_bytes(content[:2000])
-    with pytest.raises(DataError, match="labels y .*, found nothing"):
+    with pytest.raises(DataError, match=r"labels y .*, found nothing"):
         svhn.open_svhn(tmp_path, "test")
     content[1000:1040] = bytes(40)
     path.write_bytes(content)

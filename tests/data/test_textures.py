@@ -41,7 +41,7 @@ def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(RejectedImagesError, match="31x50 pixels, expected at least 32x32"):
         textures.open_textures(tmp_path).read(np.array([4]))
     (tmp_path / "empty" / "dtd").mkdir(parents=True)
-    with pytest.raises(DataError, match="has no images: looked for .png"):
+    with pytest.raises(DataError, match=r"has no images: looked for \.png"):
         textures.open_textures(tmp_path / "empty")
 
 

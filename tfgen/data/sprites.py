@@ -41,8 +41,8 @@ _SCALES = np.linspace(0.5, 1, 6)
 _ROTATIONS = np.linspace(0, 2 * math.pi, 40)[:-1:3]
 _POSITIONS = np.linspace(0, 1, 32)[1::5]
 
-# The renderer's shapes lie in the unit circle. Of the largest sprites it has this radius, as a share of the image's side,
-# and its centre keeps that distance from the edges.
+# The renderer's shapes lie in the unit circle. Of the largest sprites it has this radius, as a share of the image's
+# side, and its centre keeps that distance from the edges.
 _RADIUS = 0.25
 _ELLIPSE = 0.5  # its short axis
 _HEART_SCALE, _HEART_LIFT = 1.25, 0.25  # so that it just fits into the circle

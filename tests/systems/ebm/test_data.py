@@ -61,7 +61,7 @@ def test_paths_and_names_of_nothing(tmp_path):
 
 
 def test_missing_files_are_not_replaced(tmp_path):
-    with pytest.raises(DataError, match="no file .*x.npz"):
+    with pytest.raises(DataError, match=r"no file .*x\.npz"):
         data.open_splits(Config(dataset="dsprites", dsprites_path=str(tmp_path / "x.npz")), str(tmp_path))
     with pytest.raises(DataError, match="lacks train_data_batch_1"):
         data.open_splits(Config(dataset="imagenet", imagenet_path=str(tmp_path)), str(tmp_path))
