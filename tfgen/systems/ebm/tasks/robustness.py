@@ -22,6 +22,7 @@ from tfgen.settings import SettingsError
 from tfgen.systems.base import TaskRun
 from tfgen.systems.ebm import sampler
 from tfgen.systems.ebm.objective import with_every_class
+from tfgen.systems.ebm.prepare import levels_of
 from tfgen.systems.ebm.sampler import Chain, Noise, NoisedMoves, StepEnergy
 from tfgen.systems.ebm.tasks import supervised
 from tfgen.systems.ebm.tasks.classes import (
@@ -308,7 +309,7 @@ def _accuracy(
     found: list[tf.Tensor] = []
     first = 0
     for batch in whole_batches(source, job.batch_size, order):
-        images, labels = system.scaled(batch["image"]), system.labels_of(batch)
+        images, labels = system.scaled(levels_of(batch)), system.labels_of(batch)
         found.append(hits(images, labels, tf.constant(first, tf.int64)))
         first += len(images)
     results = np.concatenate([part.numpy() for part in found])
