@@ -80,8 +80,10 @@ class Attack:
         return tf.minimum(tf.floor(levels * uniform), levels - 1.0) - self.start
 
     def begin(self, images: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
-        """Where the attack on images [B, ...] begins; offsets in 1/255."""
-        return images + offsets / 255.0
+        """Where the attack on images [B, ...] begins, within the ball; in the original anywhere. Offsets in 1/255."""
+        start = images + offsets / 255.0
+        # A step along no gradient is a projection.
+        return start if self.original else self.move(start, tf.zeros_like(images), images, images)
 
     def move(self, x: tf.Tensor, gradient: tf.Tensor, images: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
         """One step from x, all [B, ...].
