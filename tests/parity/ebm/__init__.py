@@ -3,6 +3,7 @@
 from tests.parity.ebm import (  # noqa: F401  (registration)
     data,
     hmc,
+    imagenet,
     langevin,
     loop,
     networks,
