@@ -235,9 +235,7 @@ class Combination:
           arithmetic: draws and adds; one draw for each energy of each round, in order.
         """
         weights = {name: network.normalized() for name, network in self.members.items()}
-        energies = {
-            name: concept(network, weights[name], labels.get(name)) for name, network in self.members.items()
-        }
+        energies = {name: concept(network, weights[name], labels.get(name)) for name, network in self.members.items()}
         moves = RoundMoves(composed(energies, self.rule, self.negated), arithmetic)
         images = sampler.run(starts, self.chain.steps, moves)
         if self.advance:

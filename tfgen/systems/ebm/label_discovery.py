@@ -53,9 +53,7 @@ class Discovery:
 
     def find(self, images: tf.Tensor, labels: tf.Tensor, key: Key) -> tf.Tensor:
         """`run` as one compiled function with fused updates. Label i is a function of its image, start, key and i."""
-        return self._compiled(
-            tf.convert_to_tensor(images), tf.cast(labels, tf.float32), key.seed, key.first_sample
-        )
+        return self._compiled(tf.convert_to_tensor(images), tf.cast(labels, tf.float32), key.seed, key.first_sample)
 
     def _find(self, images, labels, seed, first_sample):
         key = Key(seed, first_sample)
