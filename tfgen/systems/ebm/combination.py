@@ -139,7 +139,7 @@ class FusedArithmetic:
             sigma=self._chain.noise,
             seed=sampler.philox_seed(self._key),
             step=draw,
-            first_element=sampler.first_element(self._key, x),
+            first_element=sampler.elements_before(self._key, x),
         )
 
     def moved(self, x: tf.Tensor, gradient: tf.Tensor, draw: tf.Tensor | None = None) -> tf.Tensor:
@@ -156,7 +156,7 @@ class FusedArithmetic:
             lower=chain.low,
             upper=chain.high,
             gradient_first=draw is not None,
-            first_element=sampler.first_element(self._key, x),
+            first_element=sampler.elements_before(self._key, x),
         )
         return moved
 

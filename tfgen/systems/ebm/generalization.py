@@ -32,6 +32,10 @@ _TEST_PARTS = 120
 _OBJECTIVE = Objective()  # contrastive divergence, squares of energies and the gradient through the sampler
 
 
+class DivergedError(RuntimeError):
+    """Training whose loss is no number any more."""
+
+
 # Rows ------------------------------------------------------------------------------------------------------
 
 
@@ -150,15 +154,25 @@ class JointTraining:
       learning_rate: of the clipped Adam.
       capacity: images of the replay buffer, which keeps them as they are.
       key: of all random numbers.
+      keep_vectors: keep what a step has improved of the power iteration.
 
     Raises:
       ValueError: a buffer that is smaller than a batch.
     """
 
-    def __init__(self, pair: Pair, chain: Chain, batch_size: int, learning_rate: float, capacity: int, key: Key):
+    def __init__(
+        self,
+        pair: Pair,
+        chain: Chain,
+        batch_size: int,
+        learning_rate: float,
+        capacity: int,
+        key: Key,
+        keep_vectors: bool = True,
+    ):
         side = pair.factor.shape.side
         self._pair, self._chain, self._learning_rate, self._key = pair, chain, learning_rate, key
-        self._optimizer = ClippedAdam()
+        self._keep_vectors, self._optimizer = keep_vectors, ClippedAdam()
         self._optimizer.build(pair.trained)
         self.buffer = ReplayBuffer(capacity, batch_size, [side, side, 1], tf.float32)
         self._compiled = tf.function(self._step)
@@ -183,7 +197,8 @@ class JointTraining:
                 weights, images, labels, starts, FusedArithmetic(self._chain, key.fold("chain"))
             )
         self._optimizer.apply(tape.gradient(loss, self._pair.trained), self._learning_rate)
-        self._pair.store_vectors(weights)
+        if self._keep_vectors:
+            self._pair.store_vectors(weights)
         self.buffer.add(negatives)
         return metrics
 
@@ -279,7 +294,7 @@ def parts_of(rows: np.ndarray) -> list[np.ndarray]:
     return np.array_split(rows, min(_TEST_PARTS, len(rows)))
 
 
-def mean_squared_error(
+def mean_squared_errors(
     source: Source,
     parts: Sequence[np.ndarray],
     sample: Callable[[np.ndarray, int], np.ndarray],

@@ -188,7 +188,7 @@ class FusedMoves:
         self._energy, self._chain, self._key = energy, chain, key
 
     def begin(self, x: tf.Tensor) -> tf.Tensor:
-        first = first_element(self._key, x)
+        first = elements_before(self._key, x)
         return initial_noise(x, sigma=self._chain.noise, seed=philox_seed(self._key), step=0, first_element=first)
 
     def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
@@ -208,8 +208,10 @@ class FusedMoves:
           x: float32 [B, ...].
           first, last: int32 scalars, `last` above `first`.
         """
-        first_element = _first_element(self._key, x)
-        y = initial_noise(x, sigma=self._chain.noise, seed=_seed(self._key), step=first, first_element=first_element)
+        first_element = elements_before(self._key, x)
+        y = initial_noise(
+            x, sigma=self._chain.noise, seed=philox_seed(self._key), step=first, first_element=first_element
+        )
         shape = y.shape
 
         def body(step: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -232,7 +234,7 @@ class FusedMoves:
             lower=chain.low,
             upper=chain.high,
             emit_next=emit_next,
-            first_element=first_element(self._key, y),
+            first_element=elements_before(self._key, y),
         )
 
 
@@ -241,7 +243,7 @@ def philox_seed(key: Key) -> tf.Tensor:
     return tf.bitcast(key.seed, tf.int64)
 
 
-def first_element(key: Key, images: tf.Tensor) -> tf.Tensor:
+def elements_before(key: Key, images: tf.Tensor) -> tf.Tensor:
     """How many elements the samples before these images [B, ...] have, int64 scalar."""
     return key.first_sample * images.shape[1:].num_elements()
 
