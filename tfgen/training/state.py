@@ -19,8 +19,9 @@ class TrainState(tf.Module):
       skipped_steps: int64, updates left out because of a non-finite loss or a gradient norm above the limit.
       troubled_steps: int64, how many of the newest steps in a row were skipped or overflowed.
       rollbacks: int64, how often the run has gone back, only where the recipe has `max_rollbacks`; else None.
-      network, optimizer, averages, loss_scale, system_state, rank_state: see `Recipe` and `System`; `rank_state` is None
-        where the system has none. A checkpoint's `rank_state` is the first rank's, others have files of their own.
+      network, optimizer, averages, loss_scale, system_state: see `Recipe` and `System`.
+      rank_state: see `System`; None where it is empty. A checkpoint's is the first rank's, others have files of their
+        own.
     """
 
     def __init__(self, system: System, recipe: Recipe):

@@ -8,7 +8,7 @@ from tfgen.data.source import ImageSpec
 from tfgen.randomness import Key
 from tfgen.systems.ebm import hmc, replay, sampler
 from tfgen.systems.ebm.config import Config
-from tfgen.systems.ebm.replay import Replayed, ReplayBuffer
+from tfgen.systems.ebm.replay import ReplayBuffer, Replayed
 from tfgen.systems.ebm.sampler import StepEnergy
 from tfgen.systems.ebm.training_settings import chain_of
 

@@ -44,7 +44,7 @@ class EnergyBasedModel(System):
     config_class = Config
     sample_options_class = SampleOptions
     evaluate_options_class = EvaluateOptions
-    window_statistics: ClassVar[Mapping[str, Statistic]] = {"energy_largest": "largest", "rollbacks": "newest"}
+    window_statistics: ClassVar[Mapping[str, Statistic]] = {"energy_largest": "largest"}
 
     network: EnergyNetwork
 
