@@ -184,12 +184,13 @@ def test_labeldiscover(eagerly, sprites, checkpoints, capsys):
 
 
 def test_gentest_trains_and_tests(tmp_path, eagerly, sprites, capsys):
+    sprites.spec = ImageSpec(32, 32, 1)  # the networks that were saved tell their side
     sprites.latents = LATENTS[np.isin(LATENTS[:, 4:6], [0.0, 16 / 31]).all(1)]
     small = ["--task=gentest", "--num_steps=1", "--step_lr=5", "--num_filters=1", "--batch_size=4"]
     assert run(*small, "--train", "--break_steps=1", "--lr=0.01", f"--out={tmp_path}/a.png") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2].startswith("mean squared error of 6 combinations that were not learned: ")
-    assert np.asarray(Image.open(tmp_path / "a.png")).shape == (66, 2 * 66)
+    assert np.asarray(Image.open(tmp_path / "a.png")).shape == (34, 2 * 34)
     # The networks that were saved are those that were tested.
     flags = printed[0].partition("without --train: ")[2].split()
     assert run(*small, *flags, f"--out={tmp_path}/b.png") == 0

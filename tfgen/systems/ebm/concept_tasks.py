@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -127,21 +127,18 @@ def load(name: str, options: Options) -> Member:
     """The trained network of a concept, of a run or else of a checkpoint of the original code."""
     if options.run_of(name):
         return concepts.load_run(name, options.run_of(name), options.weights)
-    return concepts.load_published(name, options.checkpoint_of(name), fresh_shape(name, options))
+    return concepts.load_published(name, options.checkpoint_of(name), options.num_filters, **network_settings(options))
 
 
-def fresh_shape(name: str, options: Options, side: int | None = None):
-    """The network that the flags describe."""
-    return concepts.network_shape(
-        name,
-        options.num_filters,
-        side=side,
-        swish=options.swish_act,
-        spec_norm=options.spec_norm,
-        spec_iterations=options.spec_iter,
-        spec_target=options.spec_norm_val,
-        downsample=options.downsample,
-    )
+def network_settings(options: Options) -> dict[str, Any]:
+    """What the flags say about networks that do not come from runs, beside their width."""
+    return {
+        "swish": options.swish_act,
+        "spec_norm": options.spec_norm,
+        "spec_iterations": options.spec_iter,
+        "spec_target": options.spec_norm_val,
+        "downsample": options.downsample,
+    }
 
 
 def common_side(members: Mapping[str, Member]) -> int:
@@ -158,11 +155,11 @@ def common_side(members: Mapping[str, Member]) -> int:
 
 def trained(options: Options, names: Sequence[str], source: Source, rows: np.ndarray) -> tuple[dict[str, Member], int]:
     """New networks after their training, and the number of updates."""
-    networks = {
-        # Seeds of their own: the variables of both have the same names.
-        name: EnergyNetwork(fresh_shape(name, options, source.spec.height), options.seed + index)
-        for index, name in enumerate(names)
-    }
+    networks, settings = {}, network_settings(options)
+    for index, name in enumerate(names):
+        shape = concepts.network_shape(name, options.num_filters, side=source.spec.height, **settings)
+        # A seed of its own: the variables of both have the same names.
+        networks[name] = EnergyNetwork(shape, options.seed + index)
     members = {
         name: Member(network, concepts.CONCEPTS[name].flag, "trained here") for name, network in networks.items()
     }

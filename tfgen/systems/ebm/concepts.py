@@ -6,6 +6,7 @@ Each is a DspritesNet that was trained with one factor of the images as its labe
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterable, Mapping
 
@@ -22,6 +23,7 @@ from tfgen.systems.ebm.sampler import Chain
 
 NOISE = 0.005  # standard deviation of the noise of an update
 _NETWORK = "DspritesNet"
+_STRIDES = 16  # pixels of a side for each position of the last features
 _LATENTS = 6
 _PERMUTATION = 1  # seed of the order of the images
 
@@ -129,12 +131,13 @@ def load_run(name: str, folder: str, weights: str) -> Member:
     return Member(network, config.sprites_mode, f"{restored.description} of {folder}")
 
 
-def load_published(name: str, path: str, shape: NetworkShape) -> Member:
+def load_published(name: str, path: str, filters: int, **settings) -> Member:
     """The network of a checkpoint of the original code.
 
     Args:
       name: of the concept.
       path: `logdir/exp/model_N`.
+      filters, settings: see `network_shape`; the side of the images is that of the checkpoint.
 
     Raises:
       SettingsError: there are no such files.
@@ -146,9 +149,18 @@ def load_published(name: str, path: str, shape: NetworkShape) -> Member:
             f"checkpoint of the original code, --logdir, --exp_{name} and --resume_{name}, or leave the concept out "
             f"with --nocond_{'scale' if name == 'size' else name}"
         )
-    network = EnergyNetwork(shape, seed=None)
-    published.load_into(path, network)
+    arrays = published.read(path)
+    network = EnergyNetwork(network_shape(name, filters, side=_side(arrays, filters), **settings), seed=None)
+    published.load_into(arrays, network)
     return Member(network, CONCEPTS[name].flag, path)
+
+
+def _side(arrays: Mapping[str, np.ndarray], filters: int) -> int | None:
+    """Of the images that the hidden layer of a checkpoint was made for; None for the published side."""
+    hidden = arrays.get("context_0/fc_dense/wweight")
+    if hidden is None or len(hidden) % (2 * filters):
+        return None  # another network, as loading it will tell
+    return _STRIDES * max(math.isqrt(len(hidden) // (2 * filters)), 1)
 
 
 # Images and their factors ----------------------------------------------------------------------------------
