@@ -1,6 +1,7 @@
 """Checkers of the recordings of the energy-based models."""
 
 from tests.parity.ebm import (  # noqa: F401  (registration)
+    combine,
     data,
     hmc,
     imagenet,
