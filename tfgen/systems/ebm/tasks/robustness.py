@@ -243,10 +243,10 @@ def label(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> d
     results: dict[str, float] = {}
     for budget in _GRIDS[options.lnorm]:
         found = _accuracy(system, options, job, _attack(options, budget), _refinement(options, budget))
-        results |= {f"accuracy_{budget}": found["accuracy"], "images": found["images"]}
+        results[f"accuracy_{budget}"] = found["accuracy"]
     with atomic_path(job.folder / f"result_{options.lnorm}_{job.run.resolve().name}.npy") as temporary:
-        np.save(temporary, np.array([value for name, value in results.items() if name != "images"]))
-    return results
+        np.save(temporary, np.array(list(results.values())))
+    return results | {"images": found["images"]}
 
 
 def labelfinetune(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> dict[str, float]:
@@ -311,7 +311,7 @@ def _accuracy(
     found: list[tf.Tensor] = []
     first = 0
     for batch in whole_batches(source, job.batch_size, order):
-        images, labels = system.scaled(levels_of(batch)), system.labels_of(batch)
+        images, labels = tf.constant(system.scaled(levels_of(batch))), tf.constant(system.labels_of(batch))
         found.append(hits(images, labels, tf.constant(first, tf.int64)))
         first += len(images)
     results = np.concatenate([part.numpy() for part in found])
@@ -341,4 +341,5 @@ def _hits_function(
         noise = sampler.drawn(key.fold("refinement").skip(first * classes))
         return correct(logits_of(energy, refined(energy, images, classes, refinement, noise), classes), labels)
 
-    return hits
+    # One graph for each attack is meant: TensorFlow warns of many graphs of a function that it compiles by itself.
+    return hits.get_concrete_function()
