@@ -4,6 +4,7 @@ from tests.parity.ebm import (  # noqa: F401  (registration)
     combine,
     data,
     hmc,
+    imagenet,
     langevin,
     loop,
     networks,
