@@ -7,8 +7,10 @@ from tests.parity.ebm import (  # noqa: F401  (registration)
     loop,
     networks,
     optimizer,
+    panels,
     replay,
     second_order,
     spectral,
+    steps,
     train,
 )
