@@ -1,4 +1,7 @@
-"""`python -m tfgen.evaluate --run=DIR [--split=test]`: nats and bits per dimension of a trained run."""
+"""`python -m tfgen.evaluate --run=DIR [--split=test]`: nats and bits per dimension of a trained run, or its energies.
+
+Some systems have other evaluations, --task=NAME; `python -m tfgen.evaluate --run=DIR --help` lists them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import pathlib
 import sys
 
-from tfgen.settings import flag, parse_for_run
+from tfgen.settings import SettingsError, flag, parse_for_run, read_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +48,17 @@ def run(settings, options: Options, evaluation_options) -> int:
     from tfgen.restore import restore
 
     ranks = distribute.connect()
+    task = getattr(evaluation_options, "task", "")
+    if task and ranks.size > 1:
+        raise SettingsError(f"--task={task} runs in a single process, found {ranks.size} ranks: leave horovodrun out")
     restored = restore(settings, options.run, options.weights, options.checkpoint_step, evaluation_options)
     splits = restored.open_data(settings, options.data_dir)
     source = getattr(splits, options.split)
     name = f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.weights}"
     folder = pathlib.Path(options.run) / "evaluation"
     batch_size = options.batch_size or restored.system.recipe(splits.train.epoch_size, ranks.size).batch_size
+    if task:
+        return run_task(task, restored, splits, options, evaluation_options, folder / f"{task}-{name}", batch_size)
     result = dict(
         evaluation.evaluate(
             restored.system, source, batch_size, ranks, evaluation_options, folder / name, limit=options.images
@@ -78,6 +86,39 @@ def run(settings, options: Options, evaluation_options) -> int:
         path = folder / f"{name}.json"
         write_text(path, json.dumps(record, indent=1) + "\n")
         print(f"written to {path}")
+    return 0
+
+
+def run_task(task: str, restored, splits, options: Options, evaluation_options, folder: pathlib.Path, batch_size: int):
+    """Runs one of the system's other evaluations and prints its results; returns the exit code."""
+    import numpy as np
+
+    from tfgen.data.source import Subset
+    from tfgen.files import write_text
+    from tfgen.randomness import Key
+    from tfgen.systems.base import TaskRun
+
+    source = getattr(splits, options.split)
+    if options.images is not None and options.images < len(source):
+        source = Subset(source, np.arange(options.images), f"the first {options.images} images of {source.name}")
+    data_dir = options.data_dir if options.data_dir is not None else read_run(options.run).run.data_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    key = Key.create(evaluation_options.seed, task)
+    job = TaskRun(source, splits, data_dir, folder, batch_size, key)
+    result = restored.system.run_task(task, evaluation_options, job)
+    print(f"{task}, {source.name}, {restored.description}:")
+    for metric, value in result.items():
+        print(f"  {metric:<28} {value:.4f}" if isinstance(value, float) else f"  {metric:<28} {value}")
+    record = {
+        "task": task,
+        "source": source.name,
+        "weights": restored.weights,
+        "step": restored.checkpoint.step,
+        "flags": dataclasses.asdict(evaluation_options),
+        **result,
+    }
+    write_text(folder / "result.json", json.dumps(record, indent=1) + "\n")
+    print(f"written to {folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}")
     return 0
 
 

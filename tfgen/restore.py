@@ -75,7 +75,10 @@ def restore(
     averages = [Ema(decay) for decay in decays]
     for average in averages:
         average.build(system.network.trainable_variables)
-    saved = tf.train.Checkpoint(network=system.network, averages=averages, system_state=system.state)
+    parts = {"network": system.network, "averages": averages, "system_state": system.state}
+    if system.rank_state.variables:
+        parts["rank_state"] = system.rank_state
+    saved = tf.train.Checkpoint(**parts)
     try:
         saved.read(checkpoint.prefix).assert_existing_objects_matched().expect_partial()
     except (AssertionError, ValueError, tf.errors.OpError) as error:

@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 FLAGS_FILE = "flags.txt"  # in every run folder
+_PLACES = (("out_dir", "desc"), ("logdir", "exp"))  # flags of the original scripts that say where a run goes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RunSettings:
 
     run: str = flag(
         "",
-        "Run folder. Default: runs/PRESET, or out_dir/desc of a system where these are given.",
+        "Run folder. Default: runs/PRESET, or out_dir/desc or logdir/exp of a system where these are given.",
         group="Where things are",
         stored=False,  # the file that keeps the others lies in that folder
     )
@@ -139,14 +140,16 @@ class Settings:
 
     @property
     def run_path(self) -> pathlib.Path:
-        """The run folder: `--run`, else out_dir/desc if the system has these and one was changed, else runs/PRESET."""
+        """The run folder: `--run`; else the original's place, if the system has flags for it and one was changed
+        (out_dir/desc or logdir/exp); else runs/PRESET.
+        """
         if self.run.run:
             return pathlib.Path(self.run.run)
         fields = flag_fields(type(self.config))
-        place = [name for name in ("out_dir", "desc") if name in fields]
-        if len(place) == 2 and any(getattr(self.config, name) != fields[name].default for name in place):
-            root = os.path.expandvars(os.path.expanduser(self.config.out_dir))
-            return pathlib.Path(root) / self.config.desc
+        for place in _PLACES:
+            if fields.keys() >= set(place) and any(getattr(self.config, n) != fields[n].default for n in place):
+                root, name = (getattr(self.config, n) for n in place)
+                return pathlib.Path(os.path.expandvars(os.path.expanduser(root))) / name
         return pathlib.Path("runs") / ("+".join(self.presets) or self.system)
 
     def as_dict(self) -> dict[str, Any]:

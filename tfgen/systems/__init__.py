@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tfgen.systems.base import System
 
-NAMES = ("distaug", "smoothing", "vdvae", "diffusion")
+NAMES = ("distaug", "smoothing", "vdvae", "diffusion", "ebm")
 
 
 def load(name: str) -> type[System]:

@@ -101,11 +101,12 @@ class System(abc.ABC):
     window_statistics: ClassVar[Mapping[str, Statistic]] = {}
 
     network: tf.keras.Model  # what is saved, averaged (EMA) and exported
-    state: tf.Module  # what else must survive a restart (replay buffer, sampler history); may be empty
+    state: tf.Module  # what else must survive a restart (sampler history), the same on all ranks; may be empty
+    rank_state: tf.Module  # what each rank has of its own and must survive as well (replay buffer); may be empty
 
     def __init__(self, config: Any, spec: ImageSpec):
         self.config, self.spec = config, spec
-        self.state = tf.Module()
+        self.state, self.rank_state = tf.Module(), tf.Module()
         self.companions: Mapping[str, System] = {}
         self.tensors: dict[str, np.ndarray] = {}
 

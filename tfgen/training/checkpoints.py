@@ -27,6 +27,7 @@ _PARTIAL = ".partial-"
 _WEIGHTS = "state"
 _MANIFEST = "manifest.json"
 _FLAGS = "flags.txt"
+_RANKS = ".ranks-"  # folder of what other ranks have written for a checkpoint that is not there yet
 
 
 class CheckpointError(ValueError):
@@ -52,10 +53,19 @@ class Checkpoint:
         """What `tf.train.Checkpoint.restore` takes."""
         return str(self.path / _WEIGHTS)
 
+    def rank_prefix(self, rank: int) -> str | None:
+        """What `tf.train.Checkpoint.read` takes for what a rank other than the first has of its own, if it is there."""
+        prefix = self.path / _rank_name(rank)
+        return str(prefix) if prefix.with_name(f"{prefix.name}.index").exists() else None
+
     @property
     def flags(self) -> str:
         """The settings under which it was saved, as a flagfile."""
         return (self.path / _FLAGS).read_text(encoding="utf-8")
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank-{rank:04d}"
 
 
 def _checksum(path: pathlib.Path) -> int:
@@ -145,8 +155,27 @@ class Checkpoints:
             logging.warning("going back to the checkpoint of step %d", found.step)
         return found
 
+    def save_rank(self, step: int, rank: int, module: tf.Module) -> None:
+        """Writes what a rank other than the first has of its own, for the checkpoint of `step` that is saved next.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        folder = self.folder / f"{_RANKS}{step:09d}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tf.train.Checkpoint(module).write(str(folder / _rank_name(rank)))
+        except (OSError, tf.errors.OpError) as error:
+            raise CheckpointError(
+                f"rank {rank} could not write its part of the checkpoint of step {step} to {folder}: {error}. With "
+                "several machines the run folder must be on a disk that all of them share. Earlier checkpoints are "
+                "intact."
+            ) from error
+
     def save(self, step: int, state: tf.Module, spec: ImageSpec, flags: str) -> Checkpoint:
-        """Saves the variables of `state` as the checkpoint of `step` and drops old ones.
+        """Saves the variables of `state` as the checkpoint of `step`, with what other ranks have written for it.
+
+        Drops old checkpoints.
 
         Raises:
           CheckpointError: it could not be written; earlier checkpoints are as they were.
@@ -163,10 +192,15 @@ class Checkpoints:
         try:
             partial.mkdir(parents=True)
             tf.train.Checkpoint(state).write(str(partial / _WEIGHTS))
+            of_ranks = self.folder / f"{_RANKS}{step:09d}"
+            if of_ranks.is_dir():
+                for entry in of_ranks.iterdir():
+                    entry.rename(partial / entry.name)
             write_text(partial / _FLAGS, flags)
             self._write_manifest(partial, step, spec)
             partial.rename(final)
             sync_folder(self.folder)
+            self._remove_parts_of_ranks()
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             needed = sum(item.dtype.size * item.shape.num_elements() for item in state.variables)
@@ -181,6 +215,10 @@ class Checkpoints:
     def remove_partial(self) -> None:
         """Removes what a killed save left behind."""
         for entry in self.folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(entry)
+
+    def _remove_parts_of_ranks(self) -> None:
+        for entry in self.folder.glob(f"{_RANKS}*"):
             shutil.rmtree(entry)
 
     def set_aside(self) -> pathlib.Path | None:

@@ -46,6 +46,9 @@ class Recipe:
       ema_rounded_rate: see `Ema`.
       loss_scale: None, or the `LossScale` settings of float16 compute.
       log_every, eval_every, save_every, sample_every: intervals in steps; 0 for only at the end.
+      every_step: metrics that are also recorded for each single step, in `steps.jsonl`.
+      max_rollbacks: how often a run, instead of being stopped for skipping too many steps in a row, goes back to its
+        newest checkpoint without such steps, and on with other random numbers on the device.
       keep_every: checkpoints at multiples of it are kept for ever; 0 for none.
       initial_evaluation, initial_samples: also before the first step of a process.
       stop_before_training: end after the initial side jobs.
@@ -74,6 +77,8 @@ class Recipe:
     ema_rounded_rate: bool = False
     loss_scale: LossScaleSettings | None = None
     log_every: int = 100
+    every_step: tuple[str, ...] = ()
+    max_rollbacks: int = 0
     eval_every: int = 0
     save_every: int = 0
     keep_every: int = 0

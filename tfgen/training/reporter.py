@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Reporter:
       first: steps that were done before this process.
       enabled: False on ranks other than the first: every method is then a no-op.
       statistics: what is logged of a metric over the steps since the last record; the mean of those not named.
+      stepwise: metrics of which every single step is recorded, in `steps.jsonl`.
     """
 
     def __init__(
@@ -39,10 +40,13 @@ class Reporter:
         first: int,
         enabled: bool = True,
         statistics: Mapping[str, Statistic] | None = None,
+        stepwise: Sequence[str] = (),
     ):
         self._statistics = {**_STATISTICS, **(statistics or {})}
         self._run, self._settings, self._first, self._enabled = run, settings, first, enabled
         self._metrics = MetricsLog(run.metrics_path, first + 1, enabled=enabled)
+        self._stepwise = tuple(stepwise)
+        self._steps = MetricsLog(run.steps_path, first + 1, enabled=enabled and bool(stepwise))
         self._summaries = RunSummaries(run.path, first + 1, enabled=enabled)
         self._faults = DiskFaults("sample grids")
         self._profile_steps = settings.run.profile_range
@@ -59,6 +63,7 @@ class Reporter:
         if self._profiling:
             tf.profiler.experimental.stop()
         self._metrics.close()
+        self._steps.close()
         self._summaries.close()
 
     def say(self, text: str) -> None:
@@ -80,8 +85,8 @@ class Reporter:
         """Whether the numbers of `step` are recorded: powers of two up to 256, then every `every` steps."""
         return step % every == 0 or (step <= 256 and step & (step - 1) == 0)
 
-    def add(self, outputs: dict[str, Any], images: int, wait_seconds: float) -> None:
-        """Notes the outputs of one step that used `images` images and waited so long for them.
+    def add(self, step: int, outputs: dict[str, Any], images: int, wait_seconds: float) -> None:
+        """Notes the outputs of the step that used `images` images and waited so long for them.
 
         Outputs of shape [2] are sum and number of a metric that only some samples have.
         """
@@ -91,6 +96,7 @@ class Reporter:
                 for name, value in outputs.items()
             }
         )
+        self._steps.write(step, "train", {name: outputs[name] for name in self._stepwise})
         self._images += images
         self._wait += wait_seconds
         self._headline = {name: float(outputs[name]) for name in ("loss", "bits_per_dim") if name in outputs}

@@ -40,6 +40,11 @@ class RunFolder:
     def metrics_path(self) -> pathlib.Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def steps_path(self) -> pathlib.Path:
+        """Metrics of every single step, of systems that ask for it."""
+        return self.path / "steps.jsonl"
+
     def checkpoints(self, keep_last: int = 3, keep_every: int = 0) -> Checkpoints:
         return Checkpoints(self.path / "checkpoints", keep_last, keep_every)
 

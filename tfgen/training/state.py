@@ -18,7 +18,10 @@ class TrainState(tf.Module):
       step: int64, batches taken from the data, skipped ones included. Progress is counted in it.
       skipped_steps: int64, updates left out because of a non-finite loss or a gradient norm above the limit.
       troubled_steps: int64, how many of the newest steps in a row were skipped or overflowed.
+      rollbacks: int64, how often the run has gone back, only where the recipe has `max_rollbacks`; else None.
       network, optimizer, averages, loss_scale, system_state: see `Recipe` and `System`.
+      rank_state: see `System`; None where it is empty. A checkpoint's is the first rank's, others have files of their
+        own.
     """
 
     def __init__(self, system: System, recipe: Recipe):
@@ -26,6 +29,9 @@ class TrainState(tf.Module):
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
         self.skipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps")
         self.troubled_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="troubled_steps")
+        self.rollbacks: tf.Variable | None = None
+        if recipe.max_rollbacks:
+            self.rollbacks = tf.Variable(0, dtype=tf.int64, trainable=False, name="rollbacks")
         self.network = system.network
         self.optimizer = recipe.optimizer
         self.optimizer.build(self.network.trainable_variables)
@@ -34,11 +40,19 @@ class TrainState(tf.Module):
             average.build(self.network.trainable_variables)
         self.loss_scale = LossScale(recipe.loss_scale) if recipe.loss_scale else None
         self.system_state = system.state
+        # Absent where it is empty: checkpoints of other systems have no such part.
+        self.rank_state = system.rank_state if system.rank_state.variables else None
 
     @property
     def updates(self) -> tf.Tensor:
         """int64, finished updates: what schedules count."""
         return self.step - self.skipped_steps
+
+    @property
+    def shared_variables(self) -> list[tf.Variable]:
+        """All variables that are the same on every rank."""
+        own = {variable.ref() for variable in (self.rank_state.variables if self.rank_state else ())}
+        return [variable for variable in self.variables if variable.ref() not in own]
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Reads every variable from a verified checkpoint.

@@ -49,6 +49,8 @@ class TrainStep:
         """
         state, recipe = self._state, self._recipe
         key = self._key.fold(state.step)
+        if state.rollbacks is not None:
+            key = key.fold("rollbacks", state.rollbacks)  # the same steps again, with other noise
         scale = state.loss_scale.scale if state.loss_scale else tf.constant(1.0)
         metrics, partial, gradients = self._loss_and_gradients(batch, key, scale)
         gradients = self._ranks.average_gradients(gradients, recipe.wire_dtype, recipe.gradient_groups)

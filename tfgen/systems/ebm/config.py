@@ -112,7 +112,7 @@ class Config:
     hmc: bool = flag(False, "Hamiltonian Monte Carlo in place of gradient steps.")
     hmc_step_size: float = flag(15.0, "Its step size.", above=0.0)
     hmc_leapfrogs: int = flag(10, "Its leapfrog steps.", minimum=1)
-    proposal_debug: bool = flag(False, "Log the mean acceptance of Hamiltonian Monte Carlo.")
+    proposal_debug: bool = flag(False, "Log the mean acceptance of one further transition.")
     pcd: bool = flag(False, "Begin chains where those of the step before ended.")
 
     replay_batch: bool = flag(False, "Begin chains at earlier samples, out of a buffer.", group="Replay buffer")
@@ -129,9 +129,14 @@ class Config:
     epoch_num: int = flag(10000, "Epochs after which the run ends.", minimum=1)
     energy_limit: float = flag(
         0.0,
-        "A step in which the mean |energy| of images or samples is above this is skipped, and "
-        "--max_skipped_steps of them in a row stop the run; 0 for no limit. The original goes on for ever.",
+        "A step in which the mean |energy| of images or samples is above this, or not a number, is skipped; 0 for "
+        "no limit. After --max_skipped_steps of them in a row see --on_divergence. The original goes on for ever.",
         minimum=0.0,
+    )
+    on_divergence: str = flag(
+        "stop",
+        "Then stop, or once go back to the newest checkpoint from before and on with other noise.",
+        choices=("stop", "rollback"),
     )
     ema_rate: float = flag(
         0.0, "Decay of averaged weights, per update; 0 for none, as in the original.", minimum=0.0, below=1.0
@@ -179,6 +184,11 @@ class Config:
         if kind == "ResNet32Wider":
             return _WIDER_IMAGENET if self.dataset == "imagenet" else _WIDER_CIFAR
         return _WIDTHS[kind]
+
+    @property
+    def is_sprites(self) -> bool:
+        """Whether the images are dSprites or rendered like them, whose labels are values of their factors."""
+        return self.dataset in ("dsprites", "sprites")
 
     @property
     def sprites_mode(self) -> str:

@@ -234,3 +234,30 @@ def label_entropy(labels: tf.Tensor) -> tf.Tensor:
     total = tf.reduce_sum(labels, axis=0)
     share = total / tf.reduce_sum(total)
     return -tf.reduce_sum(share * tf.math.log(share + _SMALLEST_SHARE))
+
+
+def statistics(outcome: Outcome, positives: tf.Tensor, labels: tf.Tensor | None) -> dict[str, tf.Tensor]:
+    """Scalars about a step.
+
+    Args:
+      positives: images of the step, [B, ...].
+      labels: [B-, K] of the chains; None for an unconditional network.
+    """
+    positive, negative = outcome.positive, outcome.negative
+    metrics = {
+        "energy_pos": tf.reduce_mean(positive),
+        "energy_pos_std": tf.math.reduce_std(positive),
+        "energy_neg": tf.reduce_mean(negative),
+        "energy_neg_std": tf.math.reduce_std(negative),
+        "energy_diff": tf.reduce_mean(positive) - tf.reduce_mean(negative),
+        "energy_largest": tf.maximum(tf.reduce_max(tf.abs(positive)), tf.reduce_max(tf.abs(negative))),
+        "loss_ml": tf.reduce_mean(outcome.likelihood),
+        "x_off": distance(outcome.negatives, positives),
+        "sample_mean": tf.reduce_mean(outcome.negatives),
+        "sample_std": tf.math.reduce_std(outcome.negatives),
+    }
+    if outcome.of_chain is not None:
+        metrics["loss_kl"] = tf.reduce_mean(outcome.of_chain)
+    if labels is not None:
+        metrics["label_entropy"] = label_entropy(labels)
+    return metrics

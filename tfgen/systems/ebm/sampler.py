@@ -199,6 +199,25 @@ class FusedMoves:
         x, _ = self._step(y, step, emit_next=False)
         return x
 
+    def run(self, x: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+        """Images before step `first` to those after step `last` - 1: a part of a chain, whose steps are the chain's.
+
+        The parts of a chain one after the other give what `sampler.run` gives.
+
+        Args:
+          x: float32 [B, ...].
+          first, last: int32 scalars, `last` above `first`.
+        """
+        first_element = _first_element(self._key, x)
+        y = initial_noise(x, sigma=self._chain.noise, seed=_seed(self._key), step=first, first_element=first_element)
+        shape = y.shape
+
+        def body(step: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return step + 1, tf.ensure_shape(self.move(y, step), shape)
+
+        _, y = tf.while_loop(lambda step, _: step < last - 1, body, (first, y), parallel_iterations=1)
+        return self.end(y, last - 1)
+
     def _step(self, y: tf.Tensor, step: tf.Tensor, emit_next: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
         chain = self._chain
         return langevin_step(

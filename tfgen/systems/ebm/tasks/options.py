@@ -66,7 +66,9 @@ class EvaluateOptions:
     pdist: int = flag(10, "ais: intermediate distributions.", minimum=1, group="Partition function")
     temperature: float = flag(1.0, "ais: factor of the energy.", above=0.0)
     ais_batch: int = flag(16, "ais: chains.", minimum=1)
-    alr: float | None = flag(None, "ais: step size; default 0.0065 (MNIST) or 0.0045 (0.0085 for rescale 8).", above=0.0)
+    alr: float | None = flag(
+        None, "ais: step size; default 0.0065 (MNIST) or 0.0045 (0.0085 for rescale 8).", above=0.0
+    )
 
     def __post_init__(self) -> None:
         check_values(self)
