@@ -59,6 +59,9 @@ class TaskRun:
       folder: where pictures and arrays go; it exists.
       batch_size: images of a pass.
       key: of the random numbers.
+      run: folder of the run, for tasks that read other checkpoints of it; None where there is none.
+      step: of the checkpoint that the weights are from; None for the newest.
+      weights: "ema" or "raw", see `tfgen.restore.restore`.
     """
 
     source: Source
@@ -67,6 +70,9 @@ class TaskRun:
     folder: pathlib.Path
     batch_size: int
     key: Key
+    run: pathlib.Path | None = None
+    step: int | None = None
+    weights: str = "ema"
 
 
 @dataclasses.dataclass(frozen=True)

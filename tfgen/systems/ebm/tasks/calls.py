@@ -17,6 +17,7 @@ from tfgen.randomness import Key
 from tfgen.settings import SettingsError
 from tfgen.systems.ebm import sampler
 from tfgen.systems.ebm.sampler import Chain, StepEnergy
+from tfgen.systems.ebm.sampling import factor_labels
 from tfgen.systems.ebm.tasks.options import EvaluateOptions
 
 if TYPE_CHECKING:
@@ -195,14 +196,9 @@ def energy_of(system: EnergyBasedModel, weights, labels: tf.Tensor | None) -> St
 # Labels and starts -----------------------------------------------------------------------------------------
 
 
-def is_sprites(system: EnergyBasedModel) -> bool:
-    """Whether images are dSprites or like them, whose chains begin at normal noise."""
-    return system.config.dataset in ("dsprites", "sprites")
-
-
 def has_classes(system: EnergyBasedModel) -> bool:
     """Whether labels are one-hot classes."""
-    factors = is_sprites(system) and system.config.sprites_mode not in ("", "cond_shape", "dshape_only")
+    factors = system.config.is_sprites and system.config.sprites_mode not in ("", "cond_shape", "dshape_only")
     return system.label_columns > 0 and not factors
 
 
@@ -233,5 +229,16 @@ def starts(system: EnergyBasedModel, key: Key, count: int) -> tf.Tensor:
     """Where chains from noise begin, float32 [count, H, W, C]: uniform in [0, 1), of dSprites 0.5 + 0.5 normal."""
     shape = [count, *system.spec.shape]
     key = key.fold("starts")
-    return 0.5 + 0.5 * key.normal(shape) if is_sprites(system) else key.uniform(shape)
+    return 0.5 + 0.5 * key.normal(shape) if system.config.is_sprites else key.uniform(shape)
 
+
+
+def random_labels(system: EnergyBasedModel, key: Key, count: int) -> tf.Tensor | None:
+    """Labels drawn anew, float32 [count, K]: one-hot classes, or values of a factor. None for an unconditional run."""
+    columns = system.label_columns
+    if not columns:
+        return None
+    uniforms = key.fold("labels").uniform([count, 1])[:, 0]
+    if has_classes(system):
+        return tf.one_hot(tf.cast(tf.floor(uniforms * columns), tf.int32), columns)
+    return factor_labels(system.config.sprites_mode, uniforms)

@@ -295,7 +295,7 @@ def _drawn_images(
 
 def _compared(system: EnergyBasedModel, images: np.ndarray) -> np.ndarray:
     """Images of uint8 as the original compares samples with them: bytes over 255; those of dSprites as they are."""
-    return system.scaled(images) if calls.is_sprites(system) else images.astype(np.float32) / np.float32(255)
+    return system.scaled(images) if system.config.is_sprites else images.astype(np.float32) / np.float32(255)
 
 
 def _saved(job: TaskRun, name: str, picture: np.ndarray, images: int) -> dict[str, float]:
