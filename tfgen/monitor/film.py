@@ -20,8 +20,8 @@ _FRAME_MS, _LAST_MS = 50, 2000
 class Film:
     """Collects previews of samples that are being drawn: a frame now and then, evenly spaced.
 
-    Memory does not grow with the number of steps: whenever there are twice as many frames as the film may have, every second
-    one is dropped and from then on every second preview left out.
+    Memory does not grow with the number of steps: whenever there are twice as many frames as the film may have, every
+    second one is dropped and from then on every second preview left out.
 
     Args:
       frames: at most, in the film.

@@ -40,9 +40,7 @@ def check_protocol(case: Case) -> None:
     config = case.json("config")
     settings, seed = config["protocol"], config["seed"]
     count, *shape = (int(extent) for extent in case["protocol/n"])
-    schedule = Schedule(
-        protocol.GROUP, settings["batch_size"], int(2 * settings["repeat_scale"]), settings["nomix"]
-    )
+    schedule = Schedule(protocol.GROUP, settings["batch_size"], int(2 * settings["repeat_scale"]), settings["nomix"])
     # The original computes in float64 up to the sampler.
     group = Group(schedule, shape, _CLASSES, tf.float64)
     draws = RecordedDraws(seed, settings["batch_size"], shape)

@@ -38,11 +38,14 @@ class Inputs:
 
 def sizes(case: Case) -> tuple[int, int, int]:
     """Number of images, their side, and classes, as the recorded pictures have them."""
-    _, width, *_ = case["democlass/digest"] if "democlass/digest" in case else (0, 0)
-    side = int(width) // (restoration.PER_CLASS * restoration.CLASSES_ACROSS) or 32
-    rows = int(case["democlass/digest"][0]) // side if "democlass/digest" in case else 5
-    count = len(case["boxcorrupt/train"]) if "boxcorrupt/train" in case else 100
-    return count, side, restoration.CLASSES_ACROSS * rows
+    count, side, classes = 100, 32, 10
+    if "democlass/digest" in case:
+        height, width, *_ = (int(number) for number in case["democlass/digest"])
+        side = width // (restoration.PER_CLASS * restoration.CLASSES_ACROSS)
+        classes = restoration.CLASSES_ACROSS * (height // side)
+    if "boxcorrupt/train" in case:
+        count = len(case["boxcorrupt/train"])
+    return count, side, classes
 
 
 def stand_in(text: str) -> Call:

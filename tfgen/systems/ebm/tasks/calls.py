@@ -143,6 +143,7 @@ class Caller:
     def __init__(self, system: EnergyBasedModel, chain: Chain, key: Key, batch_size: int, advance: bool = False):
         self._system, self._chain, self._key = system, chain, key
         self._batch_size, self._advance = batch_size, advance
+        self._size = 0  # of the first pass: one compiled function serves all
         self._function = tf.function(self._run, autograph=False)
 
     def __call__(
@@ -163,11 +164,11 @@ class Caller:
           mask: 0 or 1, [H, W, C]: what moves.
           first: number of the first image.
         """
-        size, results = min(self._batch_size, len(images)), []
+        size = self._size = self._size or min(self._batch_size, len(images))
+        results = []
         noise = self._key.fold("noise", number)
         fixed = None if mask is None else tf.constant(mask[np.newaxis], tf.float32)
         for start in range(0, len(images), size):
-            # A short last pass is filled up: one compiled function serves all.
             part = tf.constant(filled_up(images[start : start + size], size), tf.float32)
             rows = None if labels is None else tf.constant(filled_up(labels[start : start + size], size), tf.float32)
             moved = self._function(part, rows, fixed, noise.seed, tf.constant(first + start, tf.int64))
@@ -230,7 +231,6 @@ def starts(system: EnergyBasedModel, key: Key, count: int) -> tf.Tensor:
     shape = [count, *system.spec.shape]
     key = key.fold("starts")
     return 0.5 + 0.5 * key.normal(shape) if system.config.is_sprites else key.uniform(shape)
-
 
 
 def random_labels(system: EnergyBasedModel, key: Key, count: int) -> tf.Tensor | None:

@@ -167,8 +167,8 @@ def check(system: EnergyBasedModel, of_energy: bool) -> None:
         )
     if of_energy and shape.stem.activation == "leaky":
         raise SettingsError(
-            f"--task=latent: the energy of a {shape.kind} without --swish_act has no curvature, its Hessian is 0 almost "
-            "everywhere: use --nohessian, or a run with --swish_act"
+            f"--task=latent: the energy of a {shape.kind} without --swish_act has no curvature, its Hessian is 0 "
+            "almost everywhere: use --nohessian, or a run with --swish_act"
         )
     if not of_energy and not (shape.plain and shape.dense is not None):
         raise SettingsError(

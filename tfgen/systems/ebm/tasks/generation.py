@@ -6,6 +6,7 @@ Du & Mordatch, arXiv:1903.08689, section 4.1 and table 1, whose best rows let se
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -71,8 +72,9 @@ def geninception(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRu
     parts = [generator.group(job.key.fold("group", number)) for number in range(groups)]
     images = preprocess.sampled_bytes(np.concatenate([part.images.numpy() for part in parts]))
     arrays = {"images": images}
-    if parts[0].labels is not None:
-        arrays["labels"] = np.concatenate([part.labels.numpy() for part in parts])
+    labels = [part.labels.numpy() for part in parts if part.labels is not None]
+    if labels:
+        arrays["labels"] = np.concatenate(labels)
     with atomic_path(job.folder / "images.npz") as temporary:
         np.savez(temporary, **arrays)
     shown = images[-schedule.group :][:PANEL]
@@ -297,7 +299,7 @@ def imagenetdemo(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRu
     film = Film(chain.steps, lambda images: grids.tile(images, columns=4, border=0))
     for frames in film_frames(system, chain, labels, job.key, options.advance_vectors):
         for frame in frames:
-            film.add(lambda frame=frame: frame)
+            film.add(functools.partial(np.asarray, frame))
     film.save(job.folder / "sample.gif", system.name)
     return {"images": FILM_IMAGES, "steps": chain.steps, "step_size": chain.step_size}
 

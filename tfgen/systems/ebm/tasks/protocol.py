@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import tensorflow as tf
 
 from tfgen.settings import SettingsError
-from tfgen.systems.ebm.replay import Replayed, ReplayBuffer
+from tfgen.systems.ebm.replay import ReplayBuffer, Replayed
 
 GROUP = 1000
 _KEEPS_IMAGE, _KEEPS_LABEL = 0.99, 0.9  # shares of the images drawn out of the buffer

@@ -6,7 +6,6 @@ Du & Mordatch, arXiv:1903.08689, sections 4.1 to 4.3. What a picture shows is in
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from tfgen.data.errors import DataError
 from tfgen.data.source import Source
 from tfgen.files import atomic_path
 from tfgen.monitor import grids
-from tfgen.randomness import Key, host_generator
+from tfgen.randomness import host_generator
 from tfgen.systems.base import TaskRun
 from tfgen.systems.ebm import preprocess
 from tfgen.systems.ebm.tasks import calls
@@ -58,7 +57,7 @@ def states(images: np.ndarray, labels: np.ndarray | None, call: Call, count: int
     return result
 
 
-def crossed(images: np.ndarray, labels: np.ndarray, call: Call, rows: int = ROWS) -> np.ndarray:
+def crossed(images: np.ndarray, labels: np.ndarray | None, call: Call, rows: int = ROWS) -> np.ndarray:
     """The picture of crossclass: each image's predecessor (that of the first is the last) moves to its class.
 
     A row shows where it begins, the state before each call, and the image of that class.
@@ -71,7 +70,7 @@ def crossed(images: np.ndarray, labels: np.ndarray, call: Call, rows: int = ROWS
     return panel([column[:rows] for column in (begin, *moved[:-1], images)])
 
 
-def cycled(starts: np.ndarray, images: np.ndarray, labels: np.ndarray, call: Call, rows: int = CYCLE_ROWS):
+def cycled(starts: np.ndarray, images: np.ndarray, labels: np.ndarray | None, call: Call, rows: int = CYCLE_ROWS):
     """The picture of cycleclass: where a chain begins, the state after each call, and an image of the same class.
 
     Args:
@@ -119,7 +118,7 @@ def box_mask(shape: tuple[int, int, int]) -> np.ndarray:
     return mask
 
 
-def boxed_shape(shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+def boxed_shape(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """[B, H - H // 2, W, C], of the lower halves of images [B, H, W, C]."""
     count, height, width, channels = shape
     return count, height - height // 2, width, channels
@@ -225,19 +224,21 @@ def boxcorrupt(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
     With fewer images of the task's own split (--images) those of both are as many. Per-image errors go to
     data_diff_train_image.npy and data_diff_test_image.npy.
     """
-    mask = box_mask(system.spec.shape)
+    mask, caller = box_mask(system.spec.shape), _caller(system, options, job)
     results: dict[str, float] = {}
-    for split, source in (("train", job.splits.train), ("test", job.splits.test)):
+    for index, (split, source) in enumerate((("train", job.splits.train), ("test", job.splits.test))):
         count = min(len(job.source), len(source), BOX_IMAGES)
         if not count:
             raise DataError(f"boxcorrupt restores images, {source.name} has none: choose another --split or --images")
-        key = job.key.fold(split)
-        caller = _caller(system, options, job, key)
         errors = []
         for first in range(0, count, job.batch_size):
+
+            def call(images, labels, number, first=first, index=index):
+                return caller(images, labels, BOX_CALLS * index + number, mask=mask, first=first)
+
             images, labels = _read(system, source, np.arange(first, min(first + job.batch_size, count)))
-            uniforms = key.skip(first).fold("box").uniform(boxed_shape(images.shape)).numpy()
-            errors.append(box_errors(images, labels, uniforms, functools.partial(caller, mask=mask, first=first)))
+            key = job.key.fold("box", index).skip(first)
+            errors.append(box_errors(images, labels, key.uniform(boxed_shape(images.shape)).numpy(), call))
         joined = np.concatenate(errors)
         with atomic_path(job.folder / f"data_diff_{split}_image.npy") as temporary:
             np.save(temporary, joined)
@@ -262,16 +263,14 @@ def nearestneighbor(system: EnergyBasedModel, options: EvaluateOptions, job: Tas
     def images_at(rows: np.ndarray) -> np.ndarray:
         return _compared(system, source.read(rows)["image"])
 
-    chunks = (
-        images_at(np.arange(first, min(first + size, len(source)))) for first in range(0, len(source), size)
-    )
+    chunks = (images_at(np.arange(first, min(first + size, len(source)))) for first in range(0, len(source), size))
     picture = neighbours(begin, labels, chunks, images_at, _caller(system, options, job))
     return _saved(job, "nearest", picture, count)
 
 
-def _caller(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun, key: Key | None = None) -> Caller:
+def _caller(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> Caller:
     chain = calls.chain_of(options, system.config.rescale)
-    return Caller(system, chain, job.key if key is None else key, job.batch_size, options.advance_vectors)
+    return Caller(system, chain, job.key, job.batch_size, options.advance_vectors)
 
 
 def _read(system: EnergyBasedModel, source: Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
