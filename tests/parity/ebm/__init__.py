@@ -1,13 +1,18 @@
 """Checkers of the recordings of the energy-based models."""
 
 from tests.parity.ebm import (  # noqa: F401  (registration)
+    ais,
     data,
     hmc,
+    imagenet,
     langevin,
     loop,
+    metrics,
+    mixenergy,
     networks,
     optimizer,
     panels,
+    pgd,
     replay,
     second_order,
     spectral,

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 import numpy as np
 import tensorflow as tf
 
-from tests.parity.ebm import formula
-from tests.parity.ebm.recorded import recorded_shape
+from tests.parity.ebm.described import described_network
 from tests.parity.ebm.train import CHAIN, CHAIN_OF_LARGE_STEPS, LARGE_STEP
 from tests.parity.harness import Case, checker
 from tfgen.randomness import Key
 from tfgen.systems.ebm import sampler
-from tfgen.systems.ebm.networks import OFF, EnergyNetwork
+from tfgen.systems.ebm.networks import OFF
 from tfgen.systems.ebm.tasks import calls, restoration
 from tfgen.systems.ebm.tasks.options import EvaluateOptions
-
-# How a description of a network calls its flags.
-_WORDS = {"swish": "swish_act", "attention": "use_attention"}
 
 
 @checker("ebm", "sandbox_steps*.npz")
@@ -30,7 +23,7 @@ def check(case: Case) -> None:
 
 def check_call(case: Case, name: str) -> None:
     config = case.json("config")
-    network = described_network(config)
+    network = described_network(case)
     images, labels = tf.constant(case[f"{name}/X"]), tf.constant(case[f"{name}/Y_GT"])
     normals = np.stack([case[draws].astype(np.float32) for draws in sorted(case.matching(f"{name}/rand/*_normal"))])
     options = EvaluateOptions(
@@ -48,16 +41,3 @@ def check_call(case: Case, name: str) -> None:
     moves = calls.MaskedMoves(energy, chain, Key.create(0, "nothing is drawn"), mask, tf.constant(normals))
     tolerance = CHAIN_OF_LARGE_STEPS if chain.step_size >= LARGE_STEP else CHAIN
     case.close(f"{name}/X_final", sampler.run(images, chain.steps, moves), tolerance)
-
-
-def described_network(config: dict[str, Any]) -> EnergyNetwork:
-    """The network described as "ResNet32(num_filters=4), cclass", with the values of the formula."""
-    match = re.fullmatch(r"(\w+)\((?:num_)?filters=(\d+)\)((?:, \w+)*)", config["net"])
-    assert match, f"a network described as {config['net']!r}"
-    words = [word for word in match[3].split(", ") if word and word != "uncond"]
-    settings = {"dataset": "cifar10", **{_WORDS.get(word, word): True for word in words}}
-    network = EnergyNetwork(recorded_shape(match[1], settings, int(match[2])), seed=None)
-    for variable in network.all_variables:
-        name = variable.name.removesuffix(":0")
-        variable.assign(formula.variable(name, variable.shape, config["formula_seed"], config.get("c2_scale", 0.0)))
-    return network

@@ -33,6 +33,6 @@ def source(name: str, count: int, run: EnergyBasedModel, seed: int = 0) -> Array
 
 
 def job(of: EnergyBasedModel, folder: pathlib.Path, count: int = 24, batch_size: int = 10, **others) -> TaskRun:
-    """`count` images in the training and the test split, other ones."""
+    """`count` images in the training and the test split, other ones. The folder is that of the run and the results."""
     train, test = source("train", count, of, 1), source("test", count, of, 2)
-    return TaskRun(test, Splits(train, test, test), "data", folder, batch_size, Key.create(3, "task"), **others)
+    return TaskRun(test, Splits(train, test, test), "data", folder, folder, batch_size, Key.create(3, "task"), **others)

@@ -129,7 +129,7 @@ def saved(run, folder, steps: list[int]) -> None:
 def test_checkpoints_before_that_of_the_system(tmp_path, weights, more):
     run = runs.system(ema_rate=0.9)
     saved(run, tmp_path, [1, 2, 3, 4])
-    job = runs.job(run, tmp_path, run=tmp_path, step=3, weights=weights)
+    job = runs.job(run, tmp_path, step=3, weights=weights)
     steps, networks = generation.ensemble(run, 3, job)
     assert steps == [3, 2, 1]
     assert networks[0] is run.network
@@ -144,7 +144,7 @@ def test_checkpoints_before_that_of_the_system(tmp_path, weights, more):
         ({"im_number": 1500}, "--im_number=1500: images come in groups of 1000"),
         ({"repeat_scale": 0.5}, "1 calls of 24 images do not fill a group of 60"),
         ({"inception_path": "graph.pb"}, "reads colour images"),
-        ({"ensemble": 2}, "there is no run folder"),
+        ({"ensemble": 2}, r"has 1 checkpoint\(s\) up to step 0"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path, flags, message):

@@ -17,8 +17,10 @@ from tfgen.settings import SettingsError
 from tfgen.systems.base import TaskRun
 from tfgen.systems.ebm import preprocess, sampler
 from tfgen.systems.ebm.networks import OFF, EnergyNetwork, Weights, activated
+from tfgen.systems.ebm.prepare import levels_of
 from tfgen.systems.ebm.tasks import calls
 from tfgen.systems.ebm.tasks.calls import Call, Caller
+from tfgen.systems.ebm.tasks.classes import own_images
 from tfgen.systems.ebm.tasks.options import EvaluateOptions
 
 if TYPE_CHECKING:
@@ -141,10 +143,11 @@ def latent(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> 
       DataError: no image.
     """
     check(system, options.hessian)
-    if not len(job.source):
-        raise DataError(f"--task=latent moves the first image, {job.source.name} has none: choose another --split")
-    batch = job.source.read(np.arange(1))
-    image, labels = system.scaled(batch["image"])[0], system.labels_of(batch)
+    source = own_images(system, options, job)
+    if not len(source):
+        raise DataError(f"--task=latent moves the first image, {source.name} has none: choose another --split")
+    batch = source.read(np.arange(1))
+    image, labels = system.scaled(levels_of(batch))[0], system.labels_of(batch)
     chain = calls.chain_of(options, system.config.rescale, times=STEP_FACTOR)
     caller = Caller(system, chain, job.key, 2 * DIRECTIONS, options.advance_vectors)
     states = walked(image, labels, directions_of(system, options, labels), caller)

@@ -131,8 +131,6 @@ def ensemble(system: EnergyBasedModel, count: int, job: TaskRun) -> tuple[list[i
     """
     if count == 1:
         return [job.step], [system.network]
-    if job.run is None:
-        raise SettingsError(f"--ensemble={count} needs the checkpoints of a run, and there is no run folder: use 1")
     checkpoints = RunFolder(job.run).checkpoints()
     newest = job.step if job.step is not None else max(checkpoints.steps(), default=0)
     older = [step for step in reversed(checkpoints.steps()) if step < newest]

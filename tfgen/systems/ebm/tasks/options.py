@@ -38,7 +38,7 @@ class EvaluateOptions:
     constantmix: bool = flag(False, "mixenergy: against images of one random colour each.")
     mix: str = flag("", "mixenergy: against any data set, cut to size; a name or path as for --dataset.")
     original_scaling: bool = flag(
-        True, "Scale other images as the original does, which differs from how the run's own images are scaled."
+        False, "Scale other images as the original does, which differs from how the run's own images are scaled."
     )
     svhn: bool = flag(False, "Images of SVHN in place of those of the run.")
 
@@ -67,7 +67,7 @@ class EvaluateOptions:
     temperature: float = flag(1.0, "ais: factor of the energy.", above=0.0)
     ais_batch: int = flag(16, "ais: chains.", minimum=1)
     alr: float | None = flag(
-        None, "ais: step size; default 0.0065 (MNIST) or 0.0045 (0.0085 for rescale 8).", above=0.0
+        None, "ais: step size; default 0.0065 (MNIST, grey images) or 0.0045 (0.0085 for rescale 8).", above=0.0
     )
 
     def __post_init__(self) -> None:

@@ -19,8 +19,10 @@ from tfgen.monitor import grids
 from tfgen.randomness import host_generator
 from tfgen.systems.base import TaskRun
 from tfgen.systems.ebm import preprocess
+from tfgen.systems.ebm.prepare import levels_of
 from tfgen.systems.ebm.tasks import calls
 from tfgen.systems.ebm.tasks.calls import Call, Caller
+from tfgen.systems.ebm.tasks.classes import own_images
 from tfgen.systems.ebm.tasks.options import EvaluateOptions
 
 if TYPE_CHECKING:
@@ -222,11 +224,14 @@ def boxcorrupt(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
     """Errors of images whose lower half is restored, of the first 10,000 images of the training and the test split.
 
     With fewer images of the task's own split (--images) those of both are as many. Per-image errors go to
-    data_diff_train_image.npy and data_diff_test_image.npy.
+    data_diff_train_image.npy and data_diff_test_image.npy. With --svhn they are of SVHN alone, as the test split.
     """
+    sources = {"train": job.splits.train, "test": job.splits.test}
+    if options.svhn:
+        sources = {"test": own_images(system, options, job)}
     mask, caller = box_mask(system.spec.shape), _caller(system, options, job)
     results: dict[str, float] = {}
-    for index, (split, source) in enumerate((("train", job.splits.train), ("test", job.splits.test))):
+    for index, (split, source) in enumerate(sources.items()):
         count = min(len(job.source), len(source), BOX_IMAGES)
         if not count:
             raise DataError(f"boxcorrupt restores images, {source.name} has none: choose another --split or --images")
@@ -251,7 +256,7 @@ def boxcorrupt(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
 def nearestneighbor(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> dict[str, float]:
     """A sample of each class and the training images nearest to it: nearest.png. Without classes, ten samples."""
     labels = calls.classes(system, "nearestneighbor") if system.label_columns else None
-    source = job.splits.train
+    source = own_images(system, options, job) if options.svhn else job.splits.train
     if len(source) < NEIGHBOURS:
         raise DataError(
             f"nearestneighbor shows the {NEIGHBOURS} nearest training images, {source.name} has {len(source)}"
@@ -276,20 +281,21 @@ def _caller(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) ->
 def _read(system: EnergyBasedModel, source: Source, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Images [B, H, W, C] in [0, 1], and labels [B, K] of a conditional run."""
     batch = source.read(rows)
-    return system.scaled(batch["image"]), system.labels_of(batch)
+    return system.scaled(levels_of(batch)), system.labels_of(batch)
 
 
 def _drawn_images(
     system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun, task: str, count: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """`count` images of the task's split, in an order that the seed gives: stored ones are often sorted."""
-    order = job.source.epoch_order(host_generator(options.seed, f"images of {task}"))
+    source = own_images(system, options, job)
+    order = source.epoch_order(host_generator(options.seed, f"images of {task}"))
     if len(order) < count:
         raise DataError(
-            f"--task={task} shows {count} images, {job.source.name} has {len(order)}: choose another --split, or "
+            f"--task={task} shows {count} images, {source.name} has {len(order)}: choose another --split, or "
             "raise --images"
         )
-    return _read(system, job.source, np.asarray(order[:count]))
+    return _read(system, source, np.asarray(order[:count]))
 
 
 def _compared(system: EnergyBasedModel, images: np.ndarray) -> np.ndarray:
