@@ -1,4 +1,4 @@
-"""Recorded Inception scores and Fréchet distances, and the sampling protocol with a sampler that stands in for chains."""
+"""Recorded Inception scores, Fréchet distances, and the sampling protocol with a sampler that stands in for chains."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ from tests.systems.ebm.tasks import runs
 from tfgen.data.errors import DataError
 from tfgen.randomness import Key
 from tfgen.settings import SettingsError
-from tfgen.systems.ebm.tasks import calls, load, restoration
+from tfgen.systems.ebm import preprocess
+from tfgen.systems.ebm.tasks import calls, classes, load, restoration
 from tfgen.systems.ebm.tasks.calls import Caller
 from tfgen.systems.ebm.tasks.options import EvaluateOptions
 
@@ -158,3 +159,20 @@ def test_too_few_images(run, tmp_path):
         load("cycleclass")(run, OPTIONS, runs.job(run, tmp_path))
     with pytest.raises(DataError, match="the 5 nearest training images, train has 4"):
         load("nearestneighbor")(run, OPTIONS, runs.job(run, tmp_path, count=4))
+
+
+def test_images_of_svhn(run, monkeypatch, tmp_path):
+    """They take the place of the run's own; the calls here move nothing."""
+    other = runs.source("svhn", 30, run, seed=9)
+    monkeypatch.setattr(classes, "open_other", lambda name, data_dir: other)
+    monkeypatch.setattr(restoration, "Caller", lambda *_: lambda images, labels, number, **_: images)
+    job = runs.job(run, tmp_path)
+    flags = EvaluateOptions(svhn=True)
+    result = load("boxcorrupt")(run, flags, job)
+    assert result["test_images"] == 24
+    assert not any(name.startswith("train") for name in result)
+    load("anticorrupt")(run, flags, job)
+    with Image.open(tmp_path / "anticorrupt.png") as picture:
+        shown = np.asarray(picture)[: runs.SIDE, 2 * runs.SIDE :]
+    known = preprocess.rounded_bytes(run.scaled(other.read(np.arange(30))["image"]))[..., 0]
+    assert (known == shown).all(axis=(1, 2)).sum() == 1
