@@ -2,6 +2,7 @@
 
 from tests.parity.ebm import (  # noqa: F401  (registration)
     ais,
+    combine,
     data,
     hmc,
     imagenet,

@@ -5,6 +5,8 @@ An image of a run is moved along three of them, forwards and backwards, and lets
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -195,7 +197,11 @@ def directions_of(system: EnergyBasedModel, options: EvaluateOptions, labels: np
         assert network.shape.dense is not None
         outputs = network.shape.dense.outputs
 
+    numbers = itertools.count(1)
+
     def directions(image: np.ndarray) -> np.ndarray:
+        # Without a GPU those of a 64x64 image take minutes.
+        logging.info("directions at image %d of %d", next(numbers), 1 + ROUNDS * 2 * DIRECTIONS)
         at = tf.constant(high * image[np.newaxis], tf.float32)
         values = dict(system.normalized(options.advance_vectors).values)
         parts = [
