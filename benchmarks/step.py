@@ -38,7 +38,9 @@ CASES = {
     ],
     "smoothing_cifar10": ["--system=smoothing", "--hps=cifar10_smoothed", "--batch_size=8"],
     # Configurations of the reference timing of the original energy-based models (two threads), 10 steps of the chain.
-    "ebm_reference": ["--system=ebm", "--hps=cifar10_uncond", "--large_model=False", "--batch_size=16", "--num_steps=10"],
+    "ebm_reference": [
+        "--system=ebm", "--hps=cifar10_uncond", "--large_model=False", "--batch_size=16", "--num_steps=10",
+    ],
     "ebm_reference_large": ["--system=ebm", "--hps=cifar10_uncond", "--batch_size=16", "--num_steps=10"],
     "distaug_c10_15m": ["--system=distaug", "--hps=c10_15m", "--n_batch=1", "--precision=float32"],
     "distaug_c10_150m": ["--system=distaug", "--hps=c10_150m_baseline", "--n_batch=1", "--precision=float32"],

@@ -47,8 +47,10 @@ def test_a_run_records_every_step_and_keeps_its_buffer(trained):
     assert {"energy_pos", "energy_neg", "grad_norm", "sample_mean", "sample_std"} <= steps[0].keys()
     assert runs.records(trained, "test")[-1]["examples"] == 8
     found = buffer(runs.saved_state(trained))
-    assert found["length"] == 64 and found["cursor"] == 8 * STEPS % 64
-    assert found["images"].shape == (64, 8, 8, 1) and found["images"].std() > 10
+    assert found["length"] == 64
+    assert found["cursor"] == 8 * STEPS % 64
+    assert found["images"].shape == (64, 8, 8, 1)
+    assert found["images"].std() > 10
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
@@ -61,7 +63,8 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
         process = subprocess.Popen(arguments, env=runs.environment(), cwd=runs.PROJECT, stdout=log, stderr=log)
         deadline = time.monotonic() + 240
         while (runs.saved_steps(killed)[-1:] or [0])[0] < 12:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline, "no progress"
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -105,7 +108,8 @@ def test_samples_from_noise_and_from_the_buffer(trained, tmp_path, call):
         out = tmp_path / name
         call("sample", f"--run={trained}", "--count=3", f"--out={out}", *options)
         images = np.load(out / "samples.npz")["images"]
-        assert images.shape == (3, 8, 8, 1) and images.std() > 1
+        assert images.shape == (3, 8, 8, 1)
+        assert images.std() > 1
         assert (out / "denoising.gif").exists() == (name == "noise")
     assert "--label=12: expected a class from 0 to 9" in call("sample", f"--run={trained}", "--label=12", expect=2)
 
@@ -145,7 +149,8 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):
     assert done.returncode == 0, done.stderr
     facts = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     energy, count = facts["energy"].split()
-    assert float(energy) == pytest.approx(expected["energy"], rel=1e-3) and count == "20"
+    assert float(energy) == pytest.approx(expected["energy"], rel=1e-3)
+    assert count == "20"
     assert facts["drawn"] == "(5, 8, 8, 1) True True"
     assert facts["alone"] == "['energy', 'sample'] True"
 
@@ -166,7 +171,8 @@ def test_a_buffer_of_another_shape(copy, call):
     before = runs.saved_state(copy)
     changed = (f"--run={copy}", "--allow_changed_settings", "--replay_capacity=32", f"--steps={STEPS + 1}")
     output = call("train", *changed, expect=1)
-    assert "holds another model than these settings build" in output and "replay_buffer/images" in output
+    assert "holds another model than these settings build" in output
+    assert "replay_buffer/images" in output
     assert "Traceback" not in output
     runs.assert_same_state(runs.saved_state(copy), before)
 

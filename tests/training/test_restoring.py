@@ -96,7 +96,9 @@ def test_a_run_that_diverges_goes_back_once_and_on_with_other_noise(tmp_path, mo
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     state = trained(Counting(poisoned=5), run, monkeypatch)
-    assert int(state.step) == 12 and int(state.rollbacks) == 1 and int(state.skipped_steps) == 0
+    assert int(state.step) == 12
+    assert int(state.rollbacks) == 1
+    assert int(state.skipped_steps) == 0
     assert "went back to the checkpoint of step 4" in caplog.text
     steps = records(run.steps_path)
     assert [record["step"] for record in steps] == list(range(1, 13))  # each once, without those given up
@@ -113,7 +115,7 @@ def test_a_run_that_diverges_goes_back_once_and_on_with_other_noise(tmp_path, mo
 
 def test_it_stops_the_second_time_and_keeps_a_checkpoint_from_before(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
-    with pytest.raises(TrainingStoppedError, match="stopped at step 8.*newest checkpoint is of step 4"):
+    with pytest.raises(TrainingStoppedError, match=r"stopped at step 8.*newest checkpoint is of step 4"):
         trained(Counting(poisoned=5, always=True), run, monkeypatch)
     assert run.checkpoints().newest().step == 4
 
@@ -172,5 +174,5 @@ def test_a_rank_that_cannot_write_keeps_the_first_from_saving(tmp_path):
     with pytest.raises(CheckpointError, match=r"1 rank\(s\) could not write their parts of the checkpoint of step 6"):
         restoring.save_rank(Checkpoints(tmp_path), 6, state, OneOfTwo(0, partner=1.0))
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="rank 1 could not write.*disk that all of them share"):
+    with pytest.raises(CheckpointError, match=r"rank 1 could not write.*disk that all of them share"):
         restoring.save_rank(Checkpoints(tmp_path / "file"), 6, state, OneOfTwo(1))

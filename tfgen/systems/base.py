@@ -60,6 +60,8 @@ class TaskRun:
       run: the folder of the run.
       batch_size: images of a pass.
       key: of the random numbers.
+      step: of the checkpoint that the weights are from; None for the newest.
+      weights: "ema" or "raw", see `tfgen.restore.restore`.
     """
 
     source: Source
@@ -69,6 +71,8 @@ class TaskRun:
     run: pathlib.Path
     batch_size: int
     key: Key
+    step: int | None = None
+    weights: str = "ema"
 
 
 @dataclasses.dataclass(frozen=True)

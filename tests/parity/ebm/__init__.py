@@ -12,9 +12,11 @@ from tests.parity.ebm import (  # noqa: F401  (registration)
     mixenergy,
     networks,
     optimizer,
+    panels,
     pgd,
     replay,
     second_order,
     spectral,
+    steps,
     train,
 )

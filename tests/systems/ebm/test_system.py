@@ -106,7 +106,7 @@ def test_chains_go_on_where_the_last_ended():
 
 def test_microbatches_and_chains_that_go_on_do_not_agree():
     halves = {name: value[:2] for name, value in batch().items()}
-    with pytest.raises(SettingsError, match="batches of --batch_size=4, found 2 images.*drop --grad_accumulation"):
+    with pytest.raises(SettingsError, match=r"batches of --batch_size=4, found 2 images.*drop --grad_accumulation"):
         built().loss(halves, key(), training=True)
     assert np.isfinite(built(replay_batch=False).loss(halves, key(), training=True).objective.numpy())
 
@@ -193,7 +193,8 @@ def test_a_sample_depends_on_its_number_alone():
     system = built(cclass=True)
     options = SampleOptions(num_steps=3)
     whole = system.sample(7, key(), options)
-    assert whole.shape == (7, 8, 8, 1) and whole.dtype == np.uint8
+    assert whole.shape == (7, 8, 8, 1)
+    assert whole.dtype == np.uint8
     np.testing.assert_array_equal(system.sample(3, key(), options), whole[:3])
     np.testing.assert_array_equal(system.sample(2, key().skip(5), options), whole[5:])
 
@@ -243,7 +244,9 @@ def test_labels_of_factors_lie_where_those_of_images_do():
     assert 0.5 <= factor_labels("cond_size", uniforms).numpy().min() < factor_labels("cond_size", uniforms)[-1] <= 1.0
     np.testing.assert_allclose(tf.norm(factor_labels("cond_rot", uniforms), axis=1), 1.0, rtol=1e-6)
     positions = factor_labels("cond_pos", uniforms).numpy()
-    assert positions.shape == (11, 2) and positions.min() >= 0.0 and positions.max() < 1.0
+    assert positions.shape == (11, 2)
+    assert positions.min() >= 0.0
+    assert positions.max() < 1.0
 
 
 # Commands ----------------------------------------------------------------------------------------------------
@@ -280,7 +283,8 @@ def test_exported_functions_are_those_of_the_system():
     own = system.energy(system.normalized(), images, tf.one_hot(classes, 10)).numpy()[:, 0]
     np.testing.assert_allclose(energy, own, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(once["images"][:2], again["images"], atol=1e-6)
-    assert once["pixels"].dtype == tf.uint8 and once["pixels"].shape == (3, 8, 8, 1)
+    assert once["pixels"].dtype == tf.uint8
+    assert once["pixels"].shape == (3, 8, 8, 1)
 
 
 def test_a_checkpoint_of_another_class_says_which_flags_fit(tmp_path):

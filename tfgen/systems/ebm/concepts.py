@@ -151,7 +151,7 @@ def load_published(name: str, path: str, filters: int, **settings) -> Member:
         )
     arrays = published.read(path)
     network = EnergyNetwork(network_shape(name, filters, side=_side(arrays, filters), **settings), seed=None)
-    published.load_into(arrays, network)
+    published.load_into(path, network)
     return Member(network, CONCEPTS[name].flag, path)
 
 

@@ -55,7 +55,11 @@ class EvaluateOptions:
     )
     train: bool = flag(True, "labelfinetune: train first.")
 
-    hessian: bool = flag(True, "latent: eigenvectors of the energy; otherwise singular vectors of the hidden layer.")
+    hessian: bool = flag(
+        True,
+        "latent: eigenvectors of the energy, for which 64x64 images want a GPU; otherwise singular vectors of the "
+        "hidden layer.",
+    )
 
     im_number: int = flag(50_000, "geninception: images.", minimum=1, group="Generation")
     ensemble: int = flag(1, "geninception: newest checkpoints that take turns (the original: 10).", minimum=1)
