@@ -53,6 +53,18 @@ def build(variant: Variant, batch_size: int, ranks: int):
     return splits, system, recipe, TrainState(system, recipe)
 
 
+def multiply_loss(system) -> tf.Variable:
+    """A factor of the system's loss from now on, 1 until it is assigned."""
+    factor, loss_alone = tf.Variable(1.0), system.loss
+
+    def loss(batch, key, training):
+        found = loss_alone(batch, key, training)
+        return dataclasses.replace(found, objective=found.objective * factor)
+
+    system.loss = loss
+    return factor
+
+
 def batch_of(splits, system, recipe, step: int, rank: int, ranks: int):
     stream = IndexStream(splits.train, recipe.batch_size, ranks, recipe.seed)
     draws = StepDraws(recipe.seed, step, rank, ranks, recipe.batch_size)
@@ -81,6 +93,7 @@ def compare(name: str, variant: Variant, ranks: distribute.Ranks) -> None:
 
     # Each rank with a batch of 8, and the same process alone with 16.
     splits, system, recipe, state = build(variant, 8, ranks.size)
+    factor = multiply_loss(system)
     step_function = TrainStep(system, recipe, state, ranks)
     ranks.broadcast(state.variables)
     own = gradients(step_function, state, batch_of(splits, system, recipe, 0, ranks.rank, ranks.size))
@@ -111,20 +124,11 @@ def compare(name: str, variant: Variant, ranks: distribute.Ranks) -> None:
             facts = f"{values.min():.6g} to {values.max():.6g}, differs from one rank by {difference:.3g}"
             say(f"rank {ranks.rank}: {own.name} {facts}")
 
-    # A loss that is not a number on rank 1 only. A new step function, since the old one is traced already.
-    healthy = system.loss
-
-    def sick(batch, key, training):
-        loss = healthy(batch, key, training)
-        factor = float("nan") if ranks.rank == 1 else 1.0
-        return dataclasses.replace(loss, objective=loss.objective * factor)
-
-    system.loss = sick
+    # A loss that is not a number on rank 1 only.
+    factor.assign(float("nan") if ranks.rank == 1 else 1.0)
     kept = [*system.network.variables, *state.optimizer.variables, *state.averages[0].variables]
     before = digest(kept)
-    outputs = TrainStep(system, recipe, state, ranks)(
-        batch_of(splits, system, recipe, variant.steps, ranks.rank, ranks.size), requests
-    )
+    outputs = step_function(batch_of(splits, system, recipe, variant.steps, ranks.rank, ranks.size), requests)
     facts = f"skipped {int(outputs['skipped'])}, unchanged {digest(kept) == before}"
     say(f"rank {ranks.rank} after a NaN on rank 1: {facts}")
 

@@ -52,14 +52,14 @@ def facts():
     return found
 
 
-# The largest difference of gradients that is rounding, as a share of the largest gradient or of 1, if that is more; and
-# the least that the largest gradient must be, or there is too little to compare.
+# The largest difference of gradients that is rounding; whether it is a share of the largest gradient where that is more
+# than 1; and the least that the largest gradient must be, or there is too little to compare.
 GRADIENTS = {
-    "distaug": (1e-6, 1e-3),
-    "vdvae": (1e-6, 1e-3),
-    "diffusion": (1e-6, 1e-2),
-    "diffusion_by_loss": (1e-6, 1e-2),
-    "smoothing": (2e-6, 1e-2),
+    "distaug": (1e-6, False, 1e-3),
+    "vdvae": (1e-6, True, 1e-3),
+    "diffusion": (1e-6, False, 1e-2),
+    "diffusion_by_loss": (1e-6, False, 1e-2),
+    "smoothing": (2e-6, True, 1e-2),
 }
 
 
@@ -67,9 +67,9 @@ GRADIENTS = {
 def test_gradients_equal_one_rank_at_twice_the_batch(variant, facts):
     (line,) = [line for line in facts[variant] if "largest gradient difference" in line]
     difference, largest = (float(word) for word in line.split()[-2:])
-    tolerance, least = GRADIENTS[variant]
+    tolerance, is_share, least = GRADIENTS[variant]
     assert largest > least, "the gradients are too small to compare"
-    assert difference <= tolerance * max(largest, 1.0), line
+    assert difference <= tolerance * (max(largest, 1.0) if is_share else 1.0), line
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
