@@ -36,6 +36,7 @@ INSTALL_REQUIRES = [
     "pillow",
     "protobuf>=4.25.2,<5",
     "scikit-learn",
+    "scipy",
     "setuptools<80.9",  # tensorboard 2.15 imports pkg_resources: later releases warn about that, from 81 on lack it
     "tensorboard>=2.15,<2.16",
     "tensorflow-addons==0.23.0",

@@ -37,13 +37,22 @@ CASES = {
         "--batch_size=8",
     ],
     "smoothing_cifar10": ["--system=smoothing", "--hps=cifar10_smoothed", "--batch_size=8"],
+    # Configurations of the reference timing of the original energy-based models (two threads), 10 steps of the chain.
+    "ebm_reference": [
+        "--system=ebm", "--hps=cifar10_uncond", "--large_model=False", "--batch_size=16", "--num_steps=10",
+    ],
+    "ebm_reference_large": ["--system=ebm", "--hps=cifar10_uncond", "--batch_size=16", "--num_steps=10"],
     "distaug_c10_15m": ["--system=distaug", "--hps=c10_15m", "--n_batch=1", "--precision=float32"],
     "distaug_c10_150m": ["--system=distaug", "--hps=c10_150m_baseline", "--n_batch=1", "--precision=float32"],
 }  # fmt: skip
 
-# How samples are drawn: as the reference timings do, 8 images by 10 steps of DDIM, 4 images of 16x16 pixel by pixel.
-SAMPLING = {"diffusion": {"sampler": "ddim", "timestep_respacing": "ddim10", "sample_batch": 8}}
-COUNTS = {"diffusion": 8, "smoothing": 4}
+# How samples are drawn: as the reference timings do, 8 images by 10 steps of DDIM, 4 images of 16x16 pixel by pixel,
+# 16 images by 20 Langevin steps.
+SAMPLING = {
+    "diffusion": {"sampler": "ddim", "timestep_respacing": "ddim10", "sample_batch": 8},
+    "ebm": {"num_steps": 20},
+}
+COUNTS = {"diffusion": 8, "smoothing": 4, "ebm": 16}
 SAMPLE_SIDES = {"smoothing": 16}
 
 

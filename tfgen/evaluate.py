@@ -104,7 +104,9 @@ def run_task(task: str, restored, splits, options: Options, evaluation_options, 
     data_dir = options.data_dir if options.data_dir is not None else read_run(options.run).run.data_dir
     folder.mkdir(parents=True, exist_ok=True)
     key = Key.create(evaluation_options.seed, task)
-    job = TaskRun(source, splits, data_dir, folder, batch_size, key)
+    run = pathlib.Path(options.run)
+    step, kind = restored.checkpoint.step, restored.weights
+    job = TaskRun(source, splits, data_dir, folder, run, batch_size, key, step=step, weights=kind)
     result = restored.system.run_task(task, evaluation_options, job)
     print(f"{task}, {source.name}, {restored.description}:")
     for metric, value in result.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -72,24 +73,43 @@ def restore(
     runtime.set_precision(settings.run.precision, system_class.half_precision(settings.config))
     system = system_class(settings.config, checkpoint.spec)
     decays = system.recipe(train_size=1_000_000, ranks=1).ema_decays if weights == "ema" else ()
-    averages = [Ema(decay) for decay in decays]
-    for average in averages:
-        average.build(system.network.trainable_variables)
-    parts = {"network": system.network, "averages": averages, "system_state": system.state}
+    parts: dict[str, Any] = {"system_state": system.state}
     if system.rank_state.variables:
         parts["rank_state"] = system.rank_state
-    saved = tf.train.Checkpoint(**parts)
-    try:
-        saved.read(checkpoint.prefix).assert_existing_objects_matched().expect_partial()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not hold the model of its settings: {error}") from error
-    if averages:
-        for variable, average in zip(system.network.trainable_variables, averages[0].averages, strict=True):
-            variable.assign(average)
+    read_network(system.network, checkpoint, decays, parts)
     system.accept_companions(
         {
             role: restore(read_run(run), run, weights).system
             for role, run in system_class.companion_runs(settings.config, options).items()
         }
     )
-    return Restored(system, checkpoint, "ema" if averages else "raw")
+    return Restored(system, checkpoint, "ema" if decays else "raw")
+
+
+def read_network(
+    network: tf.keras.Model,
+    checkpoint: Checkpoint,
+    decays: Sequence[float],
+    others: Mapping[str, Any] | None = None,
+) -> None:
+    """Reads the weights of a checkpoint.
+
+    Args:
+      network: as the run of the checkpoint has it.
+      decays: of the averages that the run keeps; with any, the weights are those of the first. None for raw weights.
+      others: further objects to read, by their names in a checkpoint.
+
+    Raises:
+      CheckpointError: it holds another network.
+    """
+    averages = [Ema(decay) for decay in decays]
+    for average in averages:
+        average.build(network.trainable_variables)
+    saved = tf.train.Checkpoint(network=network, averages=averages, **(others or {}))
+    try:
+        saved.read(checkpoint.prefix).assert_existing_objects_matched().expect_partial()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        raise CheckpointError(f"{checkpoint.path} does not hold the model of its settings: {error}") from error
+    if averages:
+        for variable, average in zip(network.trainable_variables, averages[0].averages, strict=True):
+            variable.assign(average)

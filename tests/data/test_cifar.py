@@ -140,3 +140,40 @@ def test_split_is_that_of_scikit_learn():
 def test_impossible_split(valid_size):
     with pytest.raises(DataError, match=f"cannot hold {valid_size} of 20 .*expected 1 to 19"):
         cifar.split(20, valid_size)
+
+
+# CIFAR-100 -------------------------------------------------------------------------------------------------------
+
+
+def write_cifar100(path, images, labels):
+    path.parent.mkdir(parents=True)
+    content = {b"data": images, b"fine_labels": labels, b"coarse_labels": [0] * len(labels)}
+    path.write_bytes(pickle.dumps(content, 2))
+
+
+@pytest.mark.parametrize("place", ["cifar-100-python", "cifar100/cifar-100-python"])
+def test_fine_labels_of_cifar100(tmp_path, place):
+    write_cifar100(tmp_path / place / "test", planar(3), [99, 0, 42])
+    source = cifar.open_cifar100_test(tmp_path)
+    batch = source.read(np.array([2, 0]))
+    np.testing.assert_array_equal(batch["image"][0], planar(3)[2].reshape(3, 32, 32).transpose(1, 2, 0))
+    assert batch["label"].tolist() == [42, 99]
+    assert source.spec.num_classes == 100
+
+
+def test_damaged_cifar100(tmp_path):
+    write_cifar100(tmp_path / "a" / "cifar-100-python" / "test", planar(2), [0, 100])
+    with pytest.raises(DataError, match="has labels 0 to 100; expected 0 to 99"):
+        cifar.open_cifar100_test(tmp_path / "a")
+    write_batch(tmp_path / "a" / "cifar-100-python" / "test", planar(2), [0, 1])
+    with pytest.raises(DataError, match=r"not a CIFAR-100 python batch: expected .*'fine_labels'"):
+        cifar.open_cifar100_test(tmp_path / "a")
+
+
+def test_cifar100_without_files(tmp_path, monkeypatch):
+    def refuse(name, data_dir):
+        raise DataError(f"cannot prepare {name}")
+
+    monkeypatch.setattr("tfgen.data.tfds.prepared_builder", refuse)
+    with pytest.raises(DataError, match=r"cannot prepare cifar100\nOr place .*test of cifar-100-python.tar.gz as"):
+        cifar.open_cifar100_test(tmp_path)

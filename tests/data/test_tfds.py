@@ -118,7 +118,9 @@ def test_slices(data_dir):
 def test_unknown_names_get_a_suggestion(data_dir):
     with pytest.raises(UnknownDatasetError, match=r"no data set named 'cifar1O'; did you mean .*cifar10"):
         open_tfds("cifar1O", data_dir)
-    with pytest.raises(UnknownDatasetError, match=r"'digit'; did you mean digits.* Expected digits, photos, the path"):
+    with pytest.raises(
+        UnknownDatasetError, match=r"'digit'; did you mean digits.* Expected digits, photos, sprites, the path"
+    ):
         open_dataset("digit", data_dir)
     with pytest.raises(DataError, match="no_such_config"):
         open_tfds("downsampled_imagenet/no_such_config", data_dir)

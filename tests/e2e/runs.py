@@ -83,6 +83,20 @@ TINY_SMOOTHING = (
     "--sample_batch=4",
 )
 
+TINY_EBM = (
+    "--system=ebm",
+    "--dataset=digits",
+    "--cclass",
+    "--num_filters=4",
+    "--batch_size=8",
+    "--num_steps=2",
+    "--step_lr=100",
+    "--zero_kl",
+    "--replay_batch",
+    "--replay_capacity=64",
+    "--test_interval=1000",
+)
+
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a child: the checkout first on its path, quiet, and never a launcher's rank by accident."""

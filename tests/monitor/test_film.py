@@ -57,3 +57,13 @@ def test_nothing_to_show_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"--gif: the samples of vdvae show nothing .*leave it out"):
         film.save(tmp_path / "film.gif", "vdvae")
     assert not (tmp_path / "film.gif").exists()
+
+
+def test_pictures_of_another_kind_and_number(tmp_path):
+    film = Film(2, lambda frame: frame[0])
+    for step in range(4):
+        film.add(lambda step=step: images(50 * step))
+    film.save(tmp_path / "film.gif", "ebm")
+    frames = frames_of(tmp_path / "film.gif")
+    assert frames[0][0].shape == (8, 8)
+    assert [int(frame[0, 0]) for frame, _ in frames] == [0, 100, 150]

@@ -33,7 +33,7 @@ class Toy:
     spec = ImageSpec(1, 1, 1)
 
     def __init__(self):
-        self.network, self.state = Network(), tf.Module()
+        self.network, self.state, self.rank_state = Network(), tf.Module(), tf.Module()
 
     def loss(self, batch, key, training):
         assert training

@@ -181,33 +181,35 @@ def _checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Header:
+class Header:
     """What an `.npy` stream says of itself before its data."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     start: int  # bytes before the data
+    column_major: bool
 
     @property
     def total_bytes(self) -> int:
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
 
-def _read_header(stream: IO[bytes], name: str) -> _Header:
+def read_header(stream: IO[bytes], name: str) -> Header:
+    """The header that an `.npy` stream begins with; raises `DataError`."""
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         version = np.lib.format.read_magic(stream)
         if version not in readers:  # version 3 is for field names in other alphabets, which images do not have
             raise ValueError(f"format version {version}")
-        shape, _, dtype = readers[version](stream)
+        shape, column_major, dtype = readers[version](stream)
     except (ValueError, EOFError, SyntaxError, TypeError) as error:
         raise DataError(f"{name} is not a NumPy array file, or damaged: {error}") from error
-    return _Header(shape, dtype, stream.tell())
+    return Header(shape, dtype, stream.tell(), column_major)
 
 
 def _map_npy(path: pathlib.Path) -> np.ndarray:
     with open(path, "rb") as stream:
-        header = _read_header(stream, path.name)
+        header = read_header(stream, path.name)
     size = path.stat().st_size
     if not header.dtype.hasobject and size < header.total_bytes:
         raise DataError(f"{path.name} is truncated: it declares {header.total_bytes} bytes and has {size}")
@@ -229,7 +231,7 @@ def _load_npz(path: pathlib.Path, largest_load: int) -> tuple[np.ndarray, np.nda
             for member in members:
                 label = f"{path.name}[{member.filename!r}]"
                 with archive.open(member) as stream:
-                    headers[member.filename.removesuffix(".npy")] = header = _read_header(stream, label)
+                    headers[member.filename.removesuffix(".npy")] = header = read_header(stream, label)
                 if not header.dtype.hasobject and header.total_bytes != member.file_size:
                     raise DataError(
                         f"{label} is damaged: {header.total_bytes} bytes declared, {member.file_size} stored"
@@ -249,7 +251,7 @@ def _load_npz(path: pathlib.Path, largest_load: int) -> tuple[np.ndarray, np.nda
         raise DataError(f"{path.name} is not an .npz file, or damaged: {error}") from error
 
 
-def _image_key(headers: dict[str, _Header], name: str) -> str:
+def _image_key(headers: dict[str, Header], name: str) -> str:
     found = ", ".join(f"{key} {header.dtype} {list(header.shape)}" for key, header in list(headers.items())[:8])
     key = next((key for key in IMAGE_KEYS if key in headers), None)
     if key is None:
@@ -264,7 +266,7 @@ def _image_key(headers: dict[str, _Header], name: str) -> str:
     return key
 
 
-def _label_key(headers: dict[str, _Header], count: int) -> str | None:
+def _label_key(headers: dict[str, Header], count: int) -> str | None:
     for key in LABEL_KEYS:
         if key in headers and headers[key].shape == (count,) and headers[key].dtype.kind in "iu":
             return key

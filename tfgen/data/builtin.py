@@ -1,10 +1,11 @@
-"""Real images that need no download: two sets that come with scikit-learn."""
+"""Images that need no download: two sets of real ones that come with scikit-learn, and drawn ones."""
 
 from __future__ import annotations
 
 import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
+from tfgen.data import sprites as drawn
 from tfgen.data.arrays import ArraySource
 from tfgen.data.source import ImageSpec, Source, Splits
 from tfgen.data.splitting import shuffled_parts
@@ -13,6 +14,7 @@ DIGITS_SPEC = ImageSpec(8, 8, 1, num_classes=10)
 PHOTOS_SPEC = ImageSpec(32, 32, 3)
 _DIGITS_HELD_OUT = 150
 _LARGEST_DIGIT_LEVEL = 16
+_SPRITES_HELD_OUT = 1000
 
 # Every 160 columns of a photograph: 96 to train on, 32 to validate on, 32 to test on. The strips alternate so that
 # each set sees sky, water and leaves alike; 640 columns hold exactly four periods.
@@ -48,6 +50,12 @@ def photos() -> Splits:
         valid=CropSource(photographs, _origins(photographs, "valid", PHOTOS_SPEC.height), "photos valid"),
         test=CropSource(photographs, _origins(photographs, "test", PHOTOS_SPEC.height), "photos test"),
     )
+
+
+def sprites() -> Splits:
+    """The drawn shapes of `tfgen.data.sprites.sprites`, uint8 32x32x1: 9466 to train on, 1000 to validate on, 1000 to
+    test on, by the fixed shuffle of `shuffled_parts`."""
+    return shuffled_parts(drawn.sprites(), _SPRITES_HELD_OUT, _SPRITES_HELD_OUT)
 
 
 def _origins(photographs: np.ndarray, split: str, stride: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from tfgen.data.image_files import ImageFiles
 from tfgen.data.source import Splits
 from tfgen.data.splitting import complete_splits
 
-BUILTIN = {"digits": builtin.digits, "photos": builtin.photos}
+BUILTIN = {"digits": builtin.digits, "photos": builtin.photos, "sprites": builtin.sprites}
 ARRAY_SUFFIXES = (".npy", ".npz")
 _FILE_SUFFIXES = (*ARRAY_SUFFIXES, ".zip")
 _VALID_FOLDERS, _TEST_FOLDERS = ("valid", "validation", "val"), ("test",)
@@ -23,7 +23,7 @@ def open_dataset(name: str, data_dir: str) -> Splits:
 
     Args:
       name: one of
-        "digits" and "photos", which come with the library (`tfgen.data.builtin`);
+        "digits", "photos" and "sprites", which come with the library (`tfgen.data.builtin`);
         the path of an .npy or .npz file (`tfgen.data.arrays`), or of a folder or .zip of images
         (`tfgen.data.folder`). A path ends in .npy, .npz or .zip, or begins with "/", "./", "../" or "~", or is an
         existing folder with a "/" in its name;

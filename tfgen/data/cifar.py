@@ -1,4 +1,4 @@
-"""The CIFAR-10 "python version" batches, read without running anything that is in them, and their usual split.
+"""The "python version" of CIFAR-10, with its usual split, and of CIFAR-100.
 
 Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 """
@@ -6,24 +6,25 @@ Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
 from __future__ import annotations
 
 import logging
+import math
 import pathlib
-import pickle
-from typing import Any
 
 import numpy as np
 
+from tfgen.data import pickled
 from tfgen.data.arrays import ArraySource
 from tfgen.data.errors import DataError
 from tfgen.data.source import Source
-from tfgen.data.tfds import two_splits
+from tfgen.data.tfds import one_split, two_splits
 
 _log = logging.getLogger(__name__)
 
 SHAPE = (32, 32, 3)
-CLASSES = 10
+CLASSES, CLASSES_100 = 10, 100
 TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_FILE = "test_batch"
 ARCHIVE_FOLDER = "cifar-10-batches-py"  # what cifar-10-python.tar.gz unpacks to
+ARCHIVE_FOLDER_100 = "cifar-100-python"
 TRAIN_IMAGES = 50_000
 DEFAULT_VALID_IMAGES = 5_000
 _SPLIT_SEED = 11172018
@@ -99,86 +100,31 @@ def read_batch(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """One batch file: images uint8 [N, 3072] in planar order (channel, row, column), labels int64 [N].
 
     Raises:
-      DataError: a damaged file, or a pickle that asks for anything but dicts, lists, text, numbers and byte arrays.
+      DataError: see `pickled.read_batch`.
     """
-    if path.stat().st_size > _LARGEST_FILE:
-        raise DataError(f"{path} has {path.stat().st_size} bytes; a CIFAR-10 batch has about 31 million")
-    try:
-        with open(path, "rb") as stream:
-            content = _DataUnpickler(stream, encoding="bytes").load()
-    except DataError:
-        raise
-    except Exception as error:  # `pickle` raises nearly anything on damaged files
-        raise DataError(f"{path} is not a CIFAR-10 python batch, or damaged: {error}") from error
-    fields = {_text(key): value for key, value in content.items()} if isinstance(content, dict) else {}
-    if not {"data", "labels"} <= fields.keys() or not isinstance(fields["data"], _PickledArray):
-        raise DataError(f"{path} is not a CIFAR-10 python batch: expected a dict with an array 'data' and 'labels'")
-    images = fields["data"].to_bytes_array(path)
-    labels = np.array(fields["labels"])
-    row = SHAPE[0] * SHAPE[1] * SHAPE[2]
-    if images.ndim != 2 or images.shape[1] != row or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{path} holds images {list(images.shape)} and {labels.dtype} labels {list(labels.shape)}; "
-            f"expected [N, {row}] and integers [N]"
-        )
-    return images, labels
+    return pickled.read_batch(path, "a CIFAR-10 python batch", math.prod(SHAPE), _LARGEST_FILE)
 
 
-def _text(value: Any) -> str:
-    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+# CIFAR-100 ---------------------------------------------------------------------------------------------------
 
 
-class _PickledType:
-    """Stands for `numpy.dtype` and `numpy.ndarray` while a pickle is read: keeps the arguments, does nothing."""
+def open_cifar100_test(data_dir: pathlib.Path) -> Source:
+    """The test images of CIFAR-100, uint8 32x32x3 with their 100 fine labels.
 
-    def __init__(self, *arguments: Any):
-        self.arguments = arguments
+    They are those of the file `cifar-100-python/test` of the archive, in `data_dir` or in `<data_dir>/cifar100`; else
+    TFDS'.
 
-    def __setstate__(self, state: Any) -> None:
-        del state  # byte order and the like, which single bytes do not have
-
-
-class _PickledArray:
-    """Stands for an array while a pickle is read: keeps its state and does nothing."""
-
-    def __init__(self, *arguments: Any):
-        del arguments  # always "an empty array"; the contents follow as the state
-        self._state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self._state = state
-
-    def to_bytes_array(self, path: pathlib.Path) -> np.ndarray:
-        """The uint8 array, built from the recorded shape and bytes."""
-        try:
-            _, shape, dtype, column_major, content = self._state
-            code = _text(dtype.arguments[0])
-            array = np.frombuffer(content, np.uint8).reshape(shape, order="F" if column_major else "C")
-        except (TypeError, ValueError, AttributeError, IndexError) as error:
-            raise DataError(f"{path}: the array 'data' is damaged: {error}") from error
-        if code not in ("u1", "|u1", "uint8"):
-            raise DataError(f"{path}: the array 'data' is of type {code}, expected u1 (bytes)")
-        return array
-
-
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    """How pickles of protocol 2 written by Python 3 spell bytes: `_codecs.encode(text, "latin1")`."""
-    if encoding != "latin1":
-        raise DataError(f"expected bytes written as latin1, found {encoding!r}")
-    return text.encode("latin1")
-
-
-class _DataUnpickler(pickle.Unpickler):
-    """Admits the four names that a CIFAR batch needs, and gives inert stand-ins even for those."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _PickledArray
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return _PickledType
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1_bytes
-        raise DataError(
-            f"the pickle asks for {module}.{name}, which a CIFAR-10 batch does not need and which could run code: "
-            "it is not loaded"
-        )
+    Raises:
+      DataError: neither is there, or what is there is damaged.
+    """
+    places = [data_dir / ARCHIVE_FOLDER_100 / "test", data_dir / "cifar100" / ARCHIVE_FOLDER_100 / "test"]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        files = f"test of cifar-100-python.tar.gz as {' or '.join(map(str, places))}"
+        return one_split("cifar100", "test", str(data_dir), files)
+    images, labels = pickled.read_batch(
+        path, "a CIFAR-100 python batch", math.prod(SHAPE), _LARGEST_FILE, label_key="fine_labels"
+    )
+    if labels.size and not 0 <= labels.min() <= labels.max() < CLASSES_100:
+        raise DataError(f"{path} has labels {labels.min()} to {labels.max()}; expected 0 to {CLASSES_100 - 1}")
+    return ArraySource(images, "cifar100 test", shape=SHAPE, layout="planar", labels=labels, num_classes=CLASSES_100)

@@ -110,11 +110,21 @@ def two_splits(name: str, splits: tuple[str, str], data_dir: str, files: str) ->
     Raises:
       DataError: the data set cannot be prepared.
     """
+    builder = replacing_builder(name, data_dir, files)
+    return TfdsSource(builder, splits[0]), TfdsSource(builder, splits[1])
+
+
+def one_split(name: str, split: str, data_dir: str, files: str) -> TfdsSource:
+    """One split, otherwise as `two_splits`."""
+    return TfdsSource(replacing_builder(name, data_dir, files), split)
+
+
+def replacing_builder(name: str, data_dir: str, files: str) -> Any:
+    """`prepared_builder` of a data set that stands in for files; the message of its `DataError` names them, too."""
     try:
-        builder = prepared_builder(name, data_dir)
+        return prepared_builder(name, data_dir)
     except DataError as error:
         raise DataError(f"{error}\nOr place the original's own files: {files}.") from error
-    return TfdsSource(builder, splits[0]), TfdsSource(builder, splits[1])
 
 
 def prepared_builder(name: str, data_dir: str) -> Any:

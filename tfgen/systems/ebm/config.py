@@ -5,22 +5,28 @@ from __future__ import annotations
 
 import dataclasses
 
+from tfgen.data import sprites
 from tfgen.data.source import ImageSpec
 from tfgen.settings import SettingsError, check_values, flag
 from tfgen.systems.ebm.architecture import NetworkShape, ShapeError
 from tfgen.systems.ebm.catalog import NETWORKS, network_shape
+from tfgen.systems.ebm.preprocess import scaling_of
 
 _LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState
 _RANKS = "the ranks come from horovodrun"
 _LOADER = "the background threads of the loader are the trainer's"
 
 # The network of a data set, and its width where --num_filters does not give it.
-_NETWORK_OF = {"mnist": "MnistNet", "digits": "MnistNet", "dsprites": "DspritesNet", "imagenetfull": "ResNet128"}
+_NETWORK_OF = {
+    **{"mnist": "MnistNet", "digits": "MnistNet", "dsprites": "DspritesNet", "sprites": "DspritesNet"},
+    **{"imagenetfull": "ResNet128"},
+}
 _WIDTHS = {"ResNet32": 128, "ResNet32Large": 128, "ResNet32Larger": 128, "ResNet128": 64}
 _WIDER_CIFAR, _WIDER_IMAGENET = 192, 256
 # Columns of the label of dSprites by flag: one-hot shape, size, position, cosine and sine of the rotation.
 _ONLY = {"dshape_only": 3, "dpos_only": 2, "dsize_only": 1, "drot_only": 2}
 _CONDITIONS = {"cond_size": 1, "cond_shape": 3, "cond_pos": 2, "cond_rot": 2}
+_SIDES = {"sprites": sprites.SPEC.height}
 _CLASSES = {"mnist": 10, "digits": 10, "cifar10": 10, "imagenet": 1000, "imagenetfull": 1000}
 
 
@@ -37,19 +43,21 @@ class Config:
 
     dataset: str = flag(
         "mnist",
-        "Images to learn: mnist, dsprites, cifar10, imagenet (32x32), imagenetfull (128x128), digits, photos, the path "
-        "of an array file or image folder, or any TensorFlow Datasets name.",
+        "Images to learn: mnist, dsprites, cifar10, imagenet (32x32), imagenetfull (128x128), digits, photos, sprites "
+        "(drawn, like dSprites, 32x32), the path of an array file or image folder, or any TensorFlow Datasets name.",
         group="Data",
     )
     datasource: str = flag(
-        "random", "Where chains begin: uniform noise, or (default) images with noise.", choices=("random", "default")
+        "random",
+        "Where chains begin: uniform noise, or (default) images with noise. Sprites always have normal noise.",
+        choices=("random", "default"),
     )
     dsprites_path: str = flag("", "The dSprites archive (.npz). Empty: looked for below --data_dir.")
     imagenet_path: str = flag("", "Folder of the pickles of ImageNet 32x32. Empty: looked for below --data_dir.")
     imagenet_datadir: str = flag("", "Folder of the TFRecords of ImageNet 128x128. Empty: below --data_dir.")
     rescale: float = flag(1.0, "Pixels lie between 0 and this; noise and step_lr are multiples of it.", above=0.0)
     single: bool = flag(False, "Learn the first image only.")
-    augment: bool = flag(False, "CIFAR-10: random crops (4 pixels of padding) and mirroring.")
+    augment: bool = flag(False, "Random crops (4 pixels of padding) and mirroring; the original has it for CIFAR-10.")
     cutout: bool = flag(False, "Blank a square of the image.")
     cutout_inside: bool = flag(False, "Keep that square inside the image.")
     cutout_prob: float = flag(1.0, "Share of the images with such a square.", minimum=0.0, maximum=1.0)
@@ -59,15 +67,15 @@ class Config:
 
     cclass: bool = flag(False, "Condition the network on labels.", group="Labels")
     model_cclass: bool = flag(False, "Draw the classes of images from the network (CIFAR-10 with --cclass).")
-    cond_size: bool = flag(False, "dSprites: the label is the size.")
-    cond_shape: bool = flag(False, "dSprites: the label is the shape, one-hot.")
-    cond_pos: bool = flag(False, "dSprites: the label is the position.")
-    cond_rot: bool = flag(False, "dSprites: the label is the rotation, as cosine and sine.")
-    dshape_only: bool = flag(False, "dSprites of one position, size and rotation; the label is the shape.")
-    dpos_only: bool = flag(False, "dSprites of one shape, size and rotation; the label is the position.")
-    dsize_only: bool = flag(False, "dSprites of one shape, position and rotation; the label is the size.")
-    drot_only: bool = flag(False, "dSprites of one shape, size and position; the label is the rotation.")
-    dsprites_restrict: bool = flag(False, "dSprites of one shape and rotation; the label is as without.")
+    cond_size: bool = flag(False, "Sprites: the label is the size.")
+    cond_shape: bool = flag(False, "Sprites: the label is the shape, one-hot.")
+    cond_pos: bool = flag(False, "Sprites: the label is the position.")
+    cond_rot: bool = flag(False, "Sprites: the label is the rotation, as cosine and sine.")
+    dshape_only: bool = flag(False, "Sprites of one position, size and rotation; the label is the shape.")
+    dpos_only: bool = flag(False, "Sprites of one shape, size and rotation; the label is the position.")
+    dsize_only: bool = flag(False, "Sprites of one shape, position and rotation; the label is the size.")
+    drot_only: bool = flag(False, "Sprites of one shape, size and position; the label is the rotation.")
+    dsprites_restrict: bool = flag(False, "Sprites of one shape and rotation; the label is as without.")
 
     network: str = flag(
         "",
@@ -203,7 +211,7 @@ class Config:
         """
         if not self.cclass:
             return 0
-        if self.dataset == "dsprites":
+        if self.is_sprites:
             return (_ONLY | _CONDITIONS | {"": 3})[self.sprites_mode]
         if spec is not None and spec.num_classes is not None:
             return spec.num_classes
@@ -213,13 +221,13 @@ class Config:
         """The shape of the network; raises `ShapeError`.
 
         Args:
-          spec: of the images; without it those that the network was published for.
+          spec: of the images; without it those that the network was published for, or of the drawn sprites.
         """
         kind = self.network_kind
         return network_shape(
             kind,
             self.width,
-            side=spec.height if spec is not None else None,
+            side=spec.height if spec is not None else _SIDES.get(self.dataset),
             channels=spec.channels if spec is not None else None,
             label_columns=self.label_columns(spec),
             swish=self.swish_act,
@@ -233,6 +241,7 @@ class Config:
 
     def check(self) -> None:
         """Raises `SettingsError` for settings that contradict each other, whatever the images are."""
+        self._check_images()
         self._check_labels()
         if self.replay_batch and self.pcd:
             raise SettingsError("--pcd begins chains at the last samples, --replay_batch at earlier ones: drop one")
@@ -257,17 +266,25 @@ class Config:
         except ShapeError as error:
             raise SettingsError(str(error)) from error
 
+    def _check_images(self) -> None:
+        if self.rescale != 1.0 and scaling_of(self.dataset) != "levels":
+            raise SettingsError(f"--rescale={self.rescale:g}: images of {self.dataset} are always between 0 and 1")
+        if self.augment and self.is_sprites:
+            raise SettingsError(f"--augment would move images of {self.dataset} away from their labels: leave it out")
+
     def _check_labels(self) -> None:
         only, conditions = ([name for name in flags if getattr(self, name)] for flags in (_ONLY, _CONDITIONS))
-        sprites = [*only, *conditions, *(["dsprites_restrict"] if self.dsprites_restrict else [])]
-        if sprites and self.dataset != "dsprites":
-            raise SettingsError(f"--{sprites[0]} is about dSprites: add --dataset=dsprites, or leave it out")
+        chosen = [*only, *conditions, *(["dsprites_restrict"] if self.dsprites_restrict else [])]
+        if chosen and not self.is_sprites:
+            raise SettingsError(
+                f"--{chosen[0]} is about dSprites: add --dataset=dsprites or --dataset=sprites, or leave it out"
+            )
         if conditions and not self.cclass:
             raise SettingsError(f"--{conditions[0]} chooses what the network is conditioned on: add --cclass")
         # The original takes one of them for the images' labels and another for the network, which then do not fit.
         matching = len(only) == len(conditions) == 1 and _factor(only[0]) == _factor(conditions[0])
-        if len(sprites) > 1 and not matching and not (self.dsprites_restrict and len(sprites) == 2):
-            raise SettingsError(f"--{sprites[0]} and --{sprites[1]} contradict each other: drop one")
+        if len(chosen) > 1 and not matching and not (self.dsprites_restrict and len(chosen) == 2):
+            raise SettingsError(f"--{chosen[0]} and --{chosen[1]} contradict each other: drop one")
         if self.model_cclass and not (self.cclass and self.dataset == "cifar10"):
             raise SettingsError("--model_cclass draws the classes of CIFAR-10: it needs --dataset=cifar10 --cclass")
 
@@ -276,7 +293,13 @@ class Config:
         self.check()
         if spec.height != spec.width:
             raise SettingsError(f"images of {self.dataset} are {spec.height}x{spec.width}, expected square ones")
-        if self.cclass and self.dataset != "dsprites" and spec.num_classes is None:
+        half, even = self.cutout_mask_size // 2, 1 - self.cutout_mask_size % 2
+        if self.cutout and self.cutout_inside and spec.height + even <= 2 * half:
+            raise SettingsError(
+                f"--cutout_mask_size={self.cutout_mask_size} is more than the {spec.height} pixels of images of "
+                f"{self.dataset}: make it smaller, or leave --cutout_inside out"
+            )
+        if self.cclass and not self.is_sprites and spec.num_classes is None:
             raise SettingsError(f"--cclass: the images of {self.dataset} have no labels; leave it out")
         try:
             shape = self.network_shape(spec)

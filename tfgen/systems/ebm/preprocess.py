@@ -19,7 +19,7 @@ _SPRITES_MEAN, _SPRITES_DEVIATION = 0.5, 0.5  # of chains on dSprites
 
 def scaling_of(dataset: str) -> Scaling:
     """How the bytes of a data set become numbers, see `scaled`."""
-    if dataset == "dsprites":
+    if dataset in ("dsprites", "sprites"):
         return "binary"
     return "centred" if dataset in ("imagenet", "cifar100", "svhn", "textures") else "levels"
 
@@ -27,13 +27,14 @@ def scaling_of(dataset: str) -> Scaling:
 def scaled(images: np.ndarray, scaling: Scaling, uniforms: np.ndarray | None, rescale: float = 1.0) -> np.ndarray:
     """float32 images of uint8 ones.
 
-    * "levels" (CIFAR-10, MNIST, and all that the original does not know): byte k is (k + u) / 256 of the range
-      [0, rescale). Without `uniforms` it is k / 256, and the range is [0, 1) in any case: so the original's
+    * "levels" (CIFAR-10, MNIST, ImageNet 128x128, and all that the original does not know): level k is (k + u) / 256 of
+      the range [0, rescale). Without `uniforms` it is k / 256, and the range is [0, 1) in any case: so the original's
       evaluations have it.
     * "centred" (ImageNet 32x32, CIFAR-100, SVHN, textures): k / 255 with uniform noise of +-1/512.
-    * "binary" (dSprites): 0 and 1 as they are.
+    * "binary" (dSprites): 1 where there is anything, else 0.
 
     Args:
+      images: uint8; or float32 levels in [0, 255], as images have that were resized and not rounded.
       uniforms: in [0, 1), like the images; None for no noise.
 
     Raises:
@@ -42,11 +43,13 @@ def scaled(images: np.ndarray, scaling: Scaling, uniforms: np.ndarray | None, re
     if scaling == "levels":
         # k / 255 first and then 255 / 256, as in the original.
         values = images.astype(np.float32) / np.float32(_LARGEST) * (_LARGEST / _LEVELS)
-        return (values if uniforms is None else (values + uniforms / _LEVELS) * rescale).astype(np.float32)
+        if uniforms is not None:
+            values = np.clip(values + uniforms / _LEVELS, 0.0, 1.0) * rescale
+        return values.astype(np.float32)
     if rescale != 1.0:
         raise ValueError(f"rescale is {rescale:g}, expected 1 for images that are scaled as {scaling}")
     if scaling == "binary":
-        return images.astype(np.float32)
+        return (images > 0).astype(np.float32)
     values = images.astype(np.float32) / np.float32(_LARGEST)
     return (values if uniforms is None else values + (uniforms - 0.5) / _LEVELS).astype(np.float32)
 

@@ -83,6 +83,23 @@ def read(path: str) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{prefix} cannot be read as a checkpoint of TensorFlow: {error}") from error
 
 
+def save(network: EnergyNetwork, path: str) -> None:
+    """Writes the variables of a network, without those of an optimizer, as a checkpoint of the original code.
+
+    Args:
+      path: `model_N`; folders are made.
+    """
+    prefix = pathlib.Path(stem(path))
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"{_SCOPE}{name}" for name in network.by_name]
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[variable.read_value() for variable in network.by_name.values()],
+    )
+
+
 def load_into(
     source: str | Mapping[str, np.ndarray],
     network: EnergyNetwork,

@@ -26,7 +26,7 @@ from tfgen.systems.ebm import hmc
 
 ClipMode = Literal["none", "li", "l2_tensor", "l2_sample"]
 # As the fused operation calls them.
-_FUSED_MODES: Mapping[ClipMode, langevin.ClipMode] = {
+FUSED_MODES: Mapping[ClipMode, langevin.ClipMode] = {
     "none": "none",
     "li": "value",
     "l2_tensor": "tensor_norm",
@@ -188,8 +188,8 @@ class FusedMoves:
         self._energy, self._chain, self._key = energy, chain, key
 
     def begin(self, x: tf.Tensor) -> tf.Tensor:
-        first = _first_element(self._key, x)
-        return initial_noise(x, sigma=self._chain.noise, seed=_seed(self._key), step=0, first_element=first)
+        first = elements_before(self._key, x)
+        return initial_noise(x, sigma=self._chain.noise, seed=philox_seed(self._key), step=0, first_element=first)
 
     def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         _, following = self._step(y, step, emit_next=True)
@@ -208,8 +208,10 @@ class FusedMoves:
           x: float32 [B, ...].
           first, last: int32 scalars, `last` above `first`.
         """
-        first_element = _first_element(self._key, x)
-        y = initial_noise(x, sigma=self._chain.noise, seed=_seed(self._key), step=first, first_element=first_element)
+        first_element = elements_before(self._key, x)
+        y = initial_noise(
+            x, sigma=self._chain.noise, seed=philox_seed(self._key), step=first, first_element=first_element
+        )
         shape = y.shape
 
         def body(step: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -225,23 +227,23 @@ class FusedMoves:
             gradient_of(self._energy, y, step),
             eta=chain.step_size,
             sigma=chain.noise,
-            seed=_seed(self._key),
+            seed=philox_seed(self._key),
             step=step,
-            clip_mode=_FUSED_MODES[chain.clip_mode],
+            clip_mode=FUSED_MODES[chain.clip_mode],
             clip=chain.clip,
             lower=chain.low,
             upper=chain.high,
             emit_next=emit_next,
-            first_element=_first_element(self._key, y),
+            first_element=elements_before(self._key, y),
         )
 
 
-def _seed(key: Key) -> tf.Tensor:
+def philox_seed(key: Key) -> tf.Tensor:
     """The 64 bits of a key's seed, int64 scalar."""
     return tf.bitcast(key.seed, tf.int64)
 
 
-def _first_element(key: Key, images: tf.Tensor) -> tf.Tensor:
+def elements_before(key: Key, images: tf.Tensor) -> tf.Tensor:
     """How many elements the samples before these images [B, ...] have, int64 scalar."""
     return key.first_sample * images.shape[1:].num_elements()
 
@@ -278,7 +280,7 @@ def hamiltonian(
             y,
             step_size=step_size,
             leapfrogs=leapfrogs,
-            seed=_seed(key),
+            seed=philox_seed(key),
             step=step,
             first_sample=key.first_sample,
         ).position

@@ -87,8 +87,9 @@ class Sampler:
         chunks = []
         for first in range(0, count, size):
             own = key.skip(first)
-            x = self._starts(size, own, options)
-            labels = labels_of(size, own)
+            x, stored = self._starts(size, own, options)
+            # A chain that goes on keeps its label, where the buffer knows it.
+            labels = labels_of(size, own) if stored is None or options.label else stored
             x = self._run(chain, x, labels, own, first, -(-count // size), callback)
             chunks.append(self.to_bytes(x.numpy())[: count - first])
         return np.concatenate(chunks)
@@ -97,7 +98,8 @@ class Sampler:
         """uint8 of images in the range of the pixels."""
         return preprocess.logged_bytes(x, self._system.config.rescale)
 
-    def _starts(self, size: int, key: Key, options: SampleOptions) -> tf.Tensor:
+    def _starts(self, size: int, key: Key, options: SampleOptions) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Images, and their labels where they come from a buffer that has them."""
         system = self._system
         config, shape = system.config, [size, *system.spec.shape]
         key = key.fold("starts")
@@ -107,14 +109,14 @@ class Sampler:
             fresh = tf.constant(preprocess.uniform_starts(key.uniform(shape).numpy(), config.rescale))
         buffer = system.chains.buffer
         if not options.from_replay or buffer is None or int(buffer.length) == 0:
-            return fresh
+            return fresh, None
         # One draw a sample, so that sample i does not depend on how many are drawn at a time.
         share = tf.cast(key.fold("rows").uniform([size, 1])[:, 0], tf.float64)
         rows = tf.cast(share * tf.cast(buffer.length, tf.float64), tf.int64)
-        stored = buffer.at(rows).images
-        if stored.dtype == tf.uint8:
-            return replay.from_bytes(stored, key.fold("levels").uniform(shape), config.rescale)
-        return stored
+        stored = buffer.at(rows)
+        if stored.images.dtype == tf.float32:
+            return stored.images, stored.labels
+        return replay.from_bytes(stored.images, key.fold("levels").uniform(shape), config.rescale), stored.labels
 
     def _run(
         self,

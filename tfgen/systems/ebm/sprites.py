@@ -60,6 +60,11 @@ class Mode:
             kept &= np.isclose(latents[:, column], value, rtol=0.0, atol=1e-6)
         return np.flatnonzero(kept)
 
+    def described(self) -> str:
+        """The fixed values, for messages: "shape 1 and scale 0.5"."""
+        names = {SHAPE: "shape", SCALE: "scale", ROTATION: "rotation", X: "x", Y: "y"}
+        return " and ".join(f"{names[column]} {value:.4g}" for column, value in sorted(self.fixed.items()))
+
 
 # By flag; the first that is set wins, and "" is for none.
 MODES: Mapping[str, Mode] = {

@@ -22,7 +22,7 @@ from tfgen.systems.ebm import data, exported, objective, preprocess, published, 
 from tfgen.systems.ebm.chains import Chains
 from tfgen.systems.ebm.config import Config
 from tfgen.systems.ebm.networks import OFF, EnergyNetwork, Weights
-from tfgen.systems.ebm.prepare import labels_of, prepared
+from tfgen.systems.ebm.prepare import labels_of, levels_of, prepared
 from tfgen.systems.ebm.sampling import SampleOptions, Sampler
 from tfgen.systems.ebm.tasks.options import EvaluateOptions
 from tfgen.systems.ebm.training_settings import objective_of
@@ -94,8 +94,12 @@ class EnergyBasedModel(System):
         return self.network.energy(weights, images, labels, OFF)
 
     def scaled(self, images: np.ndarray) -> np.ndarray:
-        """float32 images as evaluations see them, without noise, of uint8 [B, H, W, C]."""
-        return preprocess.scaled(images, preprocess.scaling_of(self.config.dataset), None)
+        """float32 images as evaluations see them, without noise, of levels [B, H, W, C].
+
+        They have the range of the training, which the original's evaluations, that do not know of it, do not give them.
+        """
+        scaled = preprocess.scaled(images, preprocess.scaling_of(self.config.dataset), None)
+        return scaled * np.float32(self.config.rescale)
 
     def labels_of(self, batch: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """float32 [B, K] of a batch as a source gives it; None for an unconditional network."""
@@ -217,7 +221,7 @@ class EnergyBasedModel(System):
         del folder
         total, squares, count = 0.0, 0.0, 0
         for batch in batches:
-            energies = self._energies(self.scaled(batch["image"]), self.labels_of(batch)).numpy().astype(np.float64)
+            energies = self._energies(self.scaled(levels_of(batch)), self.labels_of(batch)).numpy().astype(np.float64)
             total, squares, count = total + energies.sum(), squares + np.square(energies).sum(), count + len(energies)
         del options
         seen = max(count, 1)

@@ -38,7 +38,7 @@ class EvaluateOptions:
     constantmix: bool = flag(False, "mixenergy: against images of one random colour each.")
     mix: str = flag("", "mixenergy: against any data set, cut to size; a name or path as for --dataset.")
     original_scaling: bool = flag(
-        True, "Scale other images as the original does, which differs from how the run's own images are scaled."
+        False, "Scale other images as the original does, which differs from how the run's own images are scaled."
     )
     svhn: bool = flag(False, "Images of SVHN in place of those of the run.")
 
@@ -54,7 +54,11 @@ class EvaluateOptions:
     )
     train: bool = flag(True, "labelfinetune: train first.")
 
-    hessian: bool = flag(True, "latent: eigenvectors of the energy; otherwise singular vectors of the hidden layer.")
+    hessian: bool = flag(
+        True,
+        "latent: eigenvectors of the energy, for which 64x64 images want a GPU; otherwise singular vectors of the "
+        "hidden layer.",
+    )
 
     im_number: int = flag(50_000, "geninception: images.", minimum=1, group="Generation")
     ensemble: int = flag(1, "geninception: newest checkpoints that take turns (the original: 10).", minimum=1)
@@ -67,7 +71,7 @@ class EvaluateOptions:
     temperature: float = flag(1.0, "ais: factor of the energy.", above=0.0)
     ais_batch: int = flag(16, "ais: chains.", minimum=1)
     alr: float | None = flag(
-        None, "ais: step size; default 0.0065 (MNIST) or 0.0045 (0.0085 for rescale 8).", above=0.0
+        None, "ais: step size; default 0.0065 (MNIST, grey images) or 0.0045 (0.0085 for rescale 8).", above=0.0
     )
 
     def __post_init__(self) -> None:
