@@ -213,6 +213,11 @@ def saved_state(folder: pathlib.Path, step: int | None = None) -> dict[str, np.n
     return {name: reader.get_tensor(name) for name in names}
 
 
+def replay_buffer(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The replay buffer of a checkpoint of an energy-based model: images, length, cursor."""
+    return {name.split("/")[2]: value for name, value in state.items() if name.startswith("rank_state/buffer/")}
+
+
 def assert_same_state(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
     """Fails unless both hold the same variables with the same bits."""
     assert one.keys() == other.keys()

@@ -92,6 +92,11 @@ def check_history_shape(straight: Path, killed: Path) -> None:
         assert history(runs.saved_state(folder))["history"].shape == (20, 10)
 
 
+def check_buffer(straight: Path, killed: Path) -> None:
+    for folder in (straight, killed):
+        assert runs.replay_buffer(runs.saved_state(folder))["length"] == 64
+
+
 CASES = {
     # Averages, moments and skip counters; the norms of the gradients rise beyond the threshold from step 70 or so on.
     "vdvae": Case(
@@ -106,6 +111,8 @@ CASES = {
         check=check_history_shape,
         check_killed=check_history,
     ),
+    # Power iteration, and the replay buffer, which has gone round once.
+    "ebm": Case((*runs.TINY_EBM, "--steps=60"), kills=(12,), check=check_buffer),
     # Dropout, noise, averages and moments.
     "smoothing": Case(
         (*runs.TINY_SMOOTHING, "--runner=ReversePixelCNNPPTrainRunner", "--steps=60"),
