@@ -159,7 +159,8 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):
     batch = builtin.digits().valid.read(np.arange(60))
     np.savez(tmp_path / "batch.npz", images=np.repeat(batch["image"], 3, axis=-1), labels=batch["label"])
     program = f"""
-                import numpy as np, tensorflow as tf
+        import sys
+        import numpy as np, tensorflow as tf
         model = tf.saved_model.load({str(out)!r})
         names = sorted(model.signatures)
         batch = np.load({str(tmp_path / "batch.npz")!r})

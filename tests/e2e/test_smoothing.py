@@ -167,7 +167,8 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):
     out = tmp_path / "export"
     call("export", f"--run={copy}", f"--out={out}")
     program = f"""
-                import numpy as np, tensorflow as tf
+        import sys
+        import numpy as np, tensorflow as tf
         model = tf.saved_model.load({str(out)!r})
         sample = lambda count: model.signatures["sample"](count=tf.constant(count), seed=tf.constant(7))
         three, two = sample(3), sample(2)

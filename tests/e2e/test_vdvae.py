@@ -101,7 +101,8 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):
     images = np.repeat(builtin.digits().valid.read(np.arange(150))["image"], 3, axis=-1)
     np.save(tmp_path / "images.npy", images)
     program = f"""
-                import numpy as np, tensorflow as tf
+        import sys
+        import numpy as np, tensorflow as tf
         model = tf.saved_model.load({str(out)!r})
         names = sorted(model.signatures)
         images = tf.constant(np.load({str(tmp_path / "images.npy")!r}))
