@@ -23,8 +23,7 @@ def horovodrun(ranks: int, *arguments: object, **options) -> subprocess.Popen:
     assert HOROVODRUN.exists(), "Horovod is not installed in this environment: `make horovod`"
     path = f"{HOROVODRUN.parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
-        # By default the ranks ask each other every millisecond for work, which keeps processors from those that trace.
-        [str(HOROVODRUN), "-np", str(ranks), "--cycle-time-ms", "10", *map(str, arguments)],
+        [str(HOROVODRUN), "-np", str(ranks), *map(str, arguments)],
         env=runs.environment(PATH=path),
         cwd=runs.PROJECT,
         text=True,
