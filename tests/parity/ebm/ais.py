@@ -27,7 +27,7 @@ def check(case: Case) -> None:
     config = case.json("config")
     network = described_network(case)
     classes = network.shape.label_columns
-    high = float(config.get("rescale", 1))
+    high = float(config.get("rescale", config.get("flags", {}).get("rescale", 1)))
 
     def run_energy() -> Energy:
         """The energy in a run of its own, which improves the vectors of the power iteration."""

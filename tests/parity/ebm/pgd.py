@@ -50,11 +50,12 @@ def check(case: Case) -> None:
     euclidean = flags.get("lnorm", -1) == 2
     budget = config["l2_norm" if euclidean else "l1_norm"]
     attack = Attack(flags.get("pgd", 0), euclidean, budget, START_AND_BOX, original=True)
-    end = check_attack(case, prefix, energy, attack, images, labels)
+    kinks = network.shape.stem.activation == "leaky"
+    end = check_attack(case, prefix, energy, attack, images, labels, kinks)
     clip = flags.get("proj_norm", 0.0)
     chain = Chain(
-        steps=flags["num_steps"],
-        step_size=flags["step_lr"],
+        steps=flags.get("num_steps", 20),
+        step_size=flags.get("step_lr", 10.0),
         noise=0.005,
         low=-math.inf,
         high=math.inf,
@@ -65,7 +66,7 @@ def check(case: Case) -> None:
 
 
 def check_attack(
-    case: Case, prefix: str, energy: Energy, attack: Attack, images: tf.Tensor, labels: tf.Tensor
+    case: Case, prefix: str, energy: Energy, attack: Attack, images: tf.Tensor, labels: tf.Tensor, kinks: bool
 ) -> tf.Tensor:
     """Every step, from where it was recorded to begin; returns where the attack ends."""
     if not attack.steps:
@@ -80,7 +81,7 @@ def check_attack(
         before = x if step else images
         logits, gradient = logits_and_gradient(energy, x, labels)
         of_largest(case, f"{at}logits", logits, ENERGY)
-        relative_norm(case, f"{at}loss_grad", gradient, GRADIENT, kinks=True)
+        relative_norm(case, f"{at}loss_grad", gradient, GRADIENT, kinks=kinks)
         x = attack.move(x, gradient, images, before)
     whole = tf.function(lambda: attacked(energy, images, labels, attack, offsets))()
     # Signs that rounding turns in one step may turn others in the next.

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.systems.ebm.tasks import small
+from tfgen.data import svhn
 from tfgen.metrics.auroc import auroc
 from tfgen.settings import SettingsError
 from tfgen.systems.ebm.tasks import classes, energies
@@ -84,7 +85,7 @@ def test_another_data_set(monkeypatch, tmp_path):
     """Cut to size, and no image twice."""
     other = small.source(7, seed=5, spec=small.ImageSpec(16, 12, 3))
     asked = []
-    monkeypatch.setattr(energies, "open_other", lambda name, data_dir: asked.append((name, data_dir)) or other)
+    monkeypatch.setattr(energies, "open_other", lambda name, options, data_dir: asked.append((name, data_dir)) or other)
     system = small.system(cclass=False)
     results = energies.mixenergy(system, small.options("mixenergy", mix="bedrooms"), small.job(tmp_path, 3))
     assert asked == [("bedrooms", str(tmp_path))]
@@ -92,8 +93,8 @@ def test_another_data_set(monkeypatch, tmp_path):
 
 
 def test_svhn_in_place_of_the_runs_own(monkeypatch, tmp_path):
-    svhn = small.source(6, seed=7)
-    monkeypatch.setattr(classes, "open_other", lambda name, data_dir: {"svhn": svhn}[name])
+    numbers = small.source(6, seed=7)
+    monkeypatch.setattr(classes, "open_other", lambda name, *_: {"svhn": numbers}[name])
     system, job = small.system(), small.job(tmp_path)
     results = energies.energyeval(system, small.options("energyeval", svhn=True), job)
     assert results["images_test"] == 6
@@ -111,3 +112,13 @@ def test_scores_of_an_unconditional_network():
     images = tf.constant([[1.0], [2.0]])
     found = energies.scores(lambda x, labels: x if labels is None else 1 / 0, images, classes=0)
     np.testing.assert_array_equal(found, [-1.0, -2.0])
+
+
+def test_other_data_sets(monkeypatch, tmp_path):
+    """Of SVHN the test images, unless they are to be those of the original; of the others those of `data`."""
+    monkeypatch.setattr(svhn, "open_svhn", lambda folder, split: (folder, split))
+    folder = str(tmp_path)
+    assert classes.open_other("svhn", small.options("mixenergy"), folder) == (tmp_path, "test")
+    original = small.options("mixenergy", original_scaling=True)
+    assert classes.open_other("svhn", original, folder) == (tmp_path, "train")
+    assert len(classes.open_other("digits", original, folder)) == 150

@@ -56,6 +56,16 @@ def offsets(start: float) -> tf.Tensor:
     return tf.constant(RANDOM.uniform(-start, start, IMAGES.shape).astype(np.float32))
 
 
+@pytest.mark.parametrize("original", [False, True])
+def test_random_starts_lie_in_the_ball(original):
+    draws = offsets(8)
+    found = Attack(1, True, 5, start=8, original=original).begin(IMAGES, draws) - IMAGES
+    norms = np.linalg.norm(draws, axis=1)
+    assert norms.max() > 5
+    expected = norms if original else np.minimum(norms, 5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1) * 255, expected, rtol=1e-4)
+
+
 def attacked(attack: Attack, images=IMAGES) -> np.ndarray:
     draws = offsets(attack.start)
     return tf.function(lambda: robustness.attacked(linear, images, LABELS, attack, draws))().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def own_images(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
     """
     if not options.svhn:
         return job.source
-    source = open_other("svhn", job.data_dir)
+    source = open_other("svhn", options, job.data_dir)
     found, expected = source.spec, system.spec
     if found.shape != expected.shape or (system.label_columns and found.num_classes != system.label_columns):
         raise SettingsError(f"--svhn: its images are {found}, expected {expected} as of this run: leave it out")
@@ -102,10 +103,17 @@ def limited(source: Source, job: TaskRun) -> Source:
     return Subset(source, np.arange(count), f"the first {count} images of {source.name}")
 
 
-def open_other(name: str, data_dir: str) -> Source:
-    """See `data.open_other`."""
-    from tfgen.systems.ebm import data  # here: it imports readers of every format
+def open_other(name: str, options: EvaluateOptions, data_dir: str) -> Source:
+    """Another data set, see `data.open_other`: of SVHN the test images, which the original means to take but does not.
 
+    With --original_scaling, where images are to be those of the original, they are the training images.
+    """
+    # Here: these modules read files of every format.
+    from tfgen.data import svhn
+    from tfgen.systems.ebm import data
+
+    if name == "svhn" and not options.original_scaling:
+        return svhn.open_svhn(pathlib.Path(data_dir).expanduser(), "test")
     return data.open_other(name, data_dir)
 
 

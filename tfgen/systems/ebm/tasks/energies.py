@@ -16,6 +16,7 @@ from tfgen.randomness import Key, host_generator
 from tfgen.settings import SettingsError
 from tfgen.systems.base import TaskRun
 from tfgen.systems.ebm import preprocess
+from tfgen.systems.ebm.prepare import levels_of
 from tfgen.systems.ebm.tasks import other_images
 from tfgen.systems.ebm.tasks.classes import (
     Energy,
@@ -67,7 +68,7 @@ def energyeval(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
     for name, source in sources.items():
         parts = []
         for batch in EvaluationBatches(limited(source, job), job.batch_size):
-            images = system.scaled(batch["image"])
+            images = system.scaled(levels_of(batch))
             labels = system.labels_of(batch)
             parts.append(energies_of(images, np.zeros([len(images), 0], np.float32) if labels is None else labels))
         energies = np.concatenate([part.numpy() for part in parts])
@@ -101,7 +102,7 @@ def mixenergy(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) 
     order = host_generator(options.seed, "images of mixenergy").permutation(len(source))
     first = 0
     for batch in whole_batches(source, job.batch_size, order):
-        images = _own_scaled(system, options, job, batch["image"], first)
+        images = _own_scaled(system, options, job, levels_of(batch), first)
         inside.append(scores_of(images).numpy())
         other = others(images, first)
         if other is not None:
@@ -157,7 +158,7 @@ def _others(
         return lambda images, first: other_images.noise(name, key.skip(first), len(images), system.spec)
     if options.svhn and name == "svhn":
         raise SettingsError("--svhn and --svhnmix compare SVHN with itself: drop one of them")
-    source = open_other(name, job.data_dir)
+    source = open_other(name, options, job.data_dir)
     order = host_generator(options.seed, "other images of mixenergy").permutation(len(source))
 
     def converted(images: np.ndarray, first: int) -> np.ndarray:

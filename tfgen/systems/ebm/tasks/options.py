@@ -38,7 +38,8 @@ class EvaluateOptions:
     constantmix: bool = flag(False, "mixenergy: against images of one random colour each.")
     mix: str = flag("", "mixenergy: against any data set, cut to size; a name or path as for --dataset.")
     original_scaling: bool = flag(
-        False, "Scale other images as the original does, which differs from how the run's own images are scaled."
+        False,
+        "Other images as the original has them: scaled otherwise than the run's own, and of SVHN those to train on.",
     )
     svhn: bool = flag(False, "Images of SVHN in place of those of the run.")
 

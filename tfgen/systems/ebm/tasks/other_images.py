@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfgen.data.source import ImageSpec, Source
 from tfgen.randomness import Key
 from tfgen.systems.ebm import preprocess
+from tfgen.systems.ebm.prepare import levels_of
 from tfgen.systems.ebm.preprocess import Scaling
 from tfgen.systems.ebm.tasks.classes import whole_batches
 
@@ -61,7 +62,7 @@ def fitted(images: np.ndarray, spec: ImageSpec) -> np.ndarray:
 
 
 def scaled(images: np.ndarray, spec: ImageSpec, own: Scaling, theirs: Scaling, key: Key | None) -> np.ndarray:
-    """float32 [B, H, W, C] in [0, 1] of another data set's uint8 images [B, h, w, c].
+    """float32 [B, H, W, C] in [0, 1] of another data set's images, levels [B, h, w, c] (`prepare.levels_of`).
 
     Args:
       own: how the run's images are scaled.
@@ -85,9 +86,10 @@ def batches(
 
     Args:
       order: indices in the source, int64 [n].
-      convert: of uint8 images and the number of the first of them.
+      convert: of levels [B, h, w, c] (`prepare.levels_of`) and the number of the first of them.
     """
     first = 0
     for batch in whole_batches(source, batch_size, order):
-        yield convert(batch["image"], first)
-        first += len(batch["image"])
+        levels = levels_of(batch)
+        yield convert(levels, first)
+        first += len(levels)

@@ -19,6 +19,7 @@ from tfgen.data.pipeline import EvaluationBatches
 from tfgen.randomness import Key
 from tfgen.systems.base import TaskRun
 from tfgen.systems.ebm import hmc, preprocess
+from tfgen.systems.ebm.prepare import levels_of
 from tfgen.systems.ebm.tasks.classes import Energy, class_count, energy_of
 from tfgen.systems.ebm.tasks.options import EvaluateOptions
 
@@ -228,8 +229,9 @@ def _image_energies(
 
     energies, own = [], []
     for batch in EvaluationBatches(job.source, job.batch_size):
-        uniforms = key.skip(int(batch["index"][0])).uniform(batch["image"].shape).numpy()
-        images = preprocess.scaled(batch["image"], scaling, uniforms, config.rescale)
+        levels = levels_of(batch)
+        uniforms = key.skip(int(batch["index"][0])).uniform(levels.shape).numpy()
+        images = preprocess.scaled(levels, scaling, uniforms, config.rescale)
         energies.append(energies_of(images).numpy())
         labels = system.labels_of(batch)
         own.append(np.ones(len(images), bool) if labels is None else labels[:, 0] == 1.0)

@@ -22,6 +22,7 @@ from tfgen.settings import SettingsError
 from tfgen.systems.base import TaskRun
 from tfgen.systems.ebm import sampler
 from tfgen.systems.ebm.objective import with_every_class
+from tfgen.systems.ebm.prepare import levels_of
 from tfgen.systems.ebm.sampler import Chain, Noise, NoisedMoves, StepEnergy
 from tfgen.systems.ebm.tasks import supervised
 from tfgen.systems.ebm.tasks.classes import (
@@ -79,8 +80,10 @@ class Attack:
         return tf.minimum(tf.floor(levels * uniform), levels - 1.0) - self.start
 
     def begin(self, images: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
-        """Where the attack on images [B, ...] begins; offsets in 1/255."""
-        return images + offsets / 255.0
+        """Where the attack on images [B, ...] begins, within the ball; in the original anywhere. Offsets in 1/255."""
+        start = images + offsets / 255.0
+        # A step along no gradient is a projection.
+        return start if self.original else self.move(start, tf.zeros_like(images), images, images)
 
     def move(self, x: tf.Tensor, gradient: tf.Tensor, images: tf.Tensor, before: tf.Tensor) -> tf.Tensor:
         """One step from x, all [B, ...].
@@ -240,10 +243,10 @@ def label(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> d
     results: dict[str, float] = {}
     for budget in _GRIDS[options.lnorm]:
         found = _accuracy(system, options, job, _attack(options, budget), _refinement(options, budget))
-        results |= {f"accuracy_{budget}": found["accuracy"], "images": found["images"]}
+        results[f"accuracy_{budget}"] = found["accuracy"]
     with atomic_path(job.folder / f"result_{options.lnorm}_{job.run.resolve().name}.npy") as temporary:
-        np.save(temporary, np.array([value for name, value in results.items() if name != "images"]))
-    return results
+        np.save(temporary, np.array(list(results.values())))
+    return results | {"images": found["images"]}
 
 
 def labelfinetune(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun) -> dict[str, float]:
@@ -308,7 +311,7 @@ def _accuracy(
     found: list[tf.Tensor] = []
     first = 0
     for batch in whole_batches(source, job.batch_size, order):
-        images, labels = system.scaled(batch["image"]), system.labels_of(batch)
+        images, labels = tf.constant(system.scaled(levels_of(batch))), tf.constant(system.labels_of(batch))
         found.append(hits(images, labels, tf.constant(first, tf.int64)))
         first += len(images)
     results = np.concatenate([part.numpy() for part in found])
@@ -338,4 +341,5 @@ def _hits_function(
         noise = sampler.drawn(key.fold("refinement").skip(first * classes))
         return correct(logits_of(energy, refined(energy, images, classes, refinement, noise), classes), labels)
 
-    return hits
+    # One graph for each attack is meant: TensorFlow warns of many graphs of a function that it compiles by itself.
+    return hits.get_concrete_function()

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfgen.data.source import Source
 from tfgen.randomness import host_generator
 from tfgen.settings import SettingsError
+from tfgen.systems.ebm.prepare import levels_of
 from tfgen.systems.ebm.tasks.classes import class_energies, whole_batches
 from tfgen.training.checkpoints import Checkpoints
 from tfgen.training.optimizers import Adam
@@ -61,7 +62,7 @@ def train(system: EnergyBasedModel, source: Source, batch_size: int, seed: int) 
     losses: list[tf.Tensor] = []
     count = 0
     for batch in whole_batches(source, batch_size, order):
-        losses.append(step(system.scaled(batch["image"]), system.labels_of(batch)))
+        losses.append(step(system.scaled(levels_of(batch)), system.labels_of(batch)))
         count += len(batch["image"])
     total = np.array([loss.numpy() for loss in losses], np.float64)
     if not np.isfinite(total).all():
