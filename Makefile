@@ -34,7 +34,7 @@ demo: venv ## Trains a small model on bundled images for about two minutes and d
 
 .PHONY: test
 test: venv horovod lint ## Linters and the whole test suite (PYTEST_ARGS='-k name' for a part)
-	@$(PYTHON_BIN) -m pytest $(PYTEST_ARGS)
+	@$(PYTHON_BIN) -m $(if $(PYTEST_ARGS),pytest $(PYTEST_ARGS),tests.run_all)
 
 .PHONY: lint
 lint: venv ## ruff and mypy

@@ -69,6 +69,9 @@ class RunSettings:
     )
     baseline: bool = flag(False, "At the end also print the bits per dimension of a per-pixel histogram.")
     sample_every: int | None = flag(None, "Updates between sample grids; 0 for only at the end.", minimum=0)
+    sample_images: int | None = flag(
+        None, "Images of one sample grid; None for the system's own number, 0 for no grids and no pictures.", minimum=0
+    )
     save_every: int | None = flag(None, "Updates between checkpoints; 0 for only at the end.", minimum=0)
     save_minutes: float = flag(10.0, "Minutes between checkpoints, beside those of save_every.", above=0.0)
     keep_last: int = flag(3, "Newest checkpoints kept.", minimum=1)

@@ -43,9 +43,8 @@ def run(settings: Settings) -> int:
     if not folder.checkpoints().steps():
         system.check_training()
     recipe = system.recipe(splits.train.epoch_size, ranks.size)
-    overrides = {
-        name: getattr(settings.run, name) for name in ("steps", "log_every", "eval_every", "save_every", "sample_every")
-    }
+    names = ("steps", "log_every", "eval_every", "save_every", "sample_every")
+    overrides = {name: getattr(settings.run, name) for name in names} | {"sample_count": settings.run.sample_images}
     recipe = dataclasses.replace(recipe, **{name: value for name, value in overrides.items() if value is not None})
 
     if settings.run.print_params and ranks.is_first:
@@ -60,10 +59,10 @@ def run(settings: Settings) -> int:
         folder.claim(settings)
 
     def make_actions(state, reporter):
-        return [
-            actions.evaluation_action(system, splits, recipe, settings, ranks, folder, state, reporter),
-            actions.sample_action(system, splits, recipe, ranks, folder, state, reporter),
-        ]
+        evaluation = actions.evaluation_action(system, splits, recipe, settings, ranks, folder, state, reporter)
+        if not recipe.sample_count:
+            return [evaluation]
+        return [evaluation, actions.sample_action(system, splits, recipe, ranks, folder, state, reporter)]
 
     try:
         return loop.train(settings, system, splits, recipe, ranks, folder, make_actions)

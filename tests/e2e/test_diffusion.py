@@ -1,14 +1,9 @@
-"""Improved diffusion through the commands: kills, ranks, samples, bounds, export, published files, bad input."""
+"""Improved diffusion through the commands: samples, bounds, export, published files, bad input."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 
 import numpy as np
 import pytest
@@ -17,7 +12,6 @@ from PIL import Image
 from tests import torch_files
 from tests.data.images import encode, pixels
 from tests.e2e import runs
-from tests.e2e.test_ranks import finish, horovodrun
 from tests.parity.harness import default_folder
 
 STEPS = 40
@@ -33,14 +27,14 @@ FLAGS = (
     "--sample_every=0",
     "--log_every=10",
 )
-QUIET = ("--eval_every=0", "--eval_images=8", "--sample_every=0")
+QUIET = ("--eval_every=0", "--eval_images=8", "--sample_images=0")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run; tests must not change it."""
     folder = tmp_path_factory.mktemp("diffusion") / "run"
-    output = runs.run("train", *FLAGS, f"--run={folder}")
+    output = runs.run_forked("train", *FLAGS, f"--run={folder}", log=folder.with_name("log"))
     return folder, output
 
 
@@ -76,71 +70,6 @@ def test_training_reports_losses_by_quarter_and_the_bound(trained):
     assert {path.name for path in (folder / "samples").iterdir()} == {
         f"step-{STEPS:09d}-{name}.png" for name in ("raw", "ema")
     }
-
-
-def test_killed_runs_end_with_the_same_bits(tmp_path):
-    """Averages, moments and the history of losses included, by which steps are chosen when the second kill comes."""
-    steps = 100
-    flags = (*runs.TINY_DIFFUSION, "--channel_mult=1", "--schedule_sampler=loss-second-moment")
-    flags = (*flags, f"--steps={steps}", "--save_every=5", *QUIET, "--log_every=20")
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    runs.run("train", *flags, f"--run={straight}")
-    expected = runs.saved_state(straight)
-    with open(tmp_path / "log", "w") as log:
-        for wanted in (15, 80):
-            process = subprocess.Popen(
-                runs.command("train", *flags, f"--run={killed}"),
-                env=runs.environment(),
-                cwd=runs.PROJECT,
-                stdout=log,
-                stderr=log,
-            )
-            deadline = time.monotonic() + 240
-            while (runs.saved_steps(killed)[-1:] or [0])[0] < wanted:
-                assert process.poll() is None
-                assert time.monotonic() < deadline, "no progress"
-                time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            counts = history(runs.saved_state(killed))["counts"]
-            assert (counts.min() == 10) == (wanted == 80), counts
-    output = runs.run("train", *flags, f"--run={killed}")
-    assert "resuming after step" in output
-    runs.assert_same_state(runs.saved_state(killed), expected)
-    assert history(expected)["history"].shape == (20, 10)
-
-
-def history(state):
-    """The variables of the sampler of steps by their last name."""
-    found = {name.split("/")[-3]: value for name, value in state.items() if "timestep_sampler" in name}
-    assert found.keys() == {"history", "counts"}
-    return found
-
-
-@pytest.mark.parametrize("variant", ["diffusion", "diffusion_by_loss"])
-def test_two_ranks_equal_one_at_twice_the_batch(variant):
-    process = horovodrun(2, sys.executable, "-m", "tests.e2e.rank_program", variant)
-    output = finish(process, timeout=600)
-    assert process.returncode == 0, output[-6000:]
-    lines = output.splitlines()
-    (line,) = [line for line in lines if "largest gradient difference" in line]
-    difference, largest = (float(word) for word in line.split()[-2:])
-    assert largest > 1e-2, "the gradients are too small to compare"
-    assert difference <= 1e-6, line
-    digests = [line.split()[-1] for line in lines if "weights after 20 steps" in line]
-    assert len(digests) == 2
-    assert len(set(digests)) == 1, output
-    if variant == "diffusion":
-        assert sum("skipped 1, unchanged True" in line for line in lines) == 2, output
-        return
-    states = [line.split()[-1] for line in lines if "system state" in line]
-    assert len(states) == 2
-    assert len(set(states)) == 1, output
-    # Every step has a full history on both ranks: steps were chosen by it, and are those of one rank.
-    assert sum("counts:0 10 to 10, differs from one rank by 0" in line for line in lines) == 2, output
-    differences = [float(line.split()[-1]) for line in lines if "history:0" in line]
-    assert len(differences) == 2
-    assert max(differences) < 1e-4, output
 
 
 # Samples -----------------------------------------------------------------------------------------------------
@@ -249,16 +178,7 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):
         print("labels", draw(2, 4)[1])
         print("alone", names, not [name for name in sys.modules if name.startswith("tfgen")])
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=tmp_path,
-        env={**runs.environment(), "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    facts = runs.run_without_tfgen(program, tmp_path)
     bound, count = facts["bound"].split()
     assert float(bound) == pytest.approx(expected["bits_per_dim_bound"], rel=0.02)  # other noise
     assert int(count) == 60

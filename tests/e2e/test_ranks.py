@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e import runs
+from tests.e2e.rank_program import VARIANTS
 
 HOROVODRUN = Path(sys.executable).with_name("horovodrun")
 
@@ -37,56 +39,92 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> str:
 
 
 @pytest.fixture(scope="module")
-def comparison():
-    """The report of tests/e2e/rank_program.py on two ranks."""
+def facts():
+    """What tests/e2e/rank_program.py says on two ranks, by variant."""
     process = horovodrun(2, sys.executable, "-m", "tests.e2e.rank_program")
-    output = finish(process)
+    output = finish(process, timeout=900)
     assert process.returncode == 0, output[-6000:]
-    return output
+    found = {name: [] for name in VARIANTS}
+    for line in output.splitlines():
+        match = re.search(rf"\b({'|'.join(VARIANTS)}): (.*)", line)  # after the launcher's own prefix
+        if match:
+            found[match[1]].append(match[2])
+    return found
 
 
-def test_gradients_equal_one_rank_at_twice_the_batch(comparison):
-    (line,) = [line for line in comparison.splitlines() if "largest gradient difference" in line]
+# The largest difference of gradients that is rounding; whether it is a share of the largest gradient where that is more
+# than 1; and the least that the largest gradient must be, or there is too little to compare.
+GRADIENTS = {
+    "distaug": (1e-6, False, 1e-3),
+    "vdvae": (1e-6, True, 1e-3),
+    "diffusion": (1e-6, False, 1e-2),
+    "diffusion_by_loss": (1e-6, False, 1e-2),
+    "smoothing": (2e-6, True, 1e-2),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_equal_one_rank_at_twice_the_batch(variant, facts):
+    (line,) = [line for line in facts[variant] if "largest gradient difference" in line]
     difference, largest = (float(word) for word in line.split()[-2:])
-    assert largest > 1e-3, "the gradients are too small to compare"
-    assert difference <= 1e-6, line
+    tolerance, is_share, least = GRADIENTS[variant]
+    assert largest > least, "the gradients are too small to compare"
+    assert difference <= tolerance * (max(largest, 1.0) if is_share else 1.0), line
 
 
-def test_gradients_in_groups_and_in_float16_on_the_wire(comparison):
-    (line,) = [line for line in comparison.splitlines() if "float16 on the wire" in line]
-    assert "groups 3," in line  # one for each layer, one for the rest
-    assert 0 < float(line.split()[-1]) < 2e-3, line
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_weights_are_bit_equal_after_training(variant, facts):
+    digests = [line.split()[-1] for line in facts[variant] if f"weights after {VARIANTS[variant].steps} steps" in line]
+    assert len(digests) == 2
+    assert len(set(digests)) == 1, facts[variant]
 
 
-def test_weights_are_bit_equal_after_fifty_steps(comparison):
-    digests = {line.split()[-1] for line in comparison.splitlines() if "weights after 50 steps" in line}
-    assert len([line for line in comparison.splitlines() if "weights after 50 steps" in line]) == 2
-    assert len(digests) == 1, comparison
-
-
-def test_a_step_that_is_bad_on_one_rank_is_skipped_on_both(comparison):
-    lines = [line for line in comparison.splitlines() if "after a NaN on rank 1" in line]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_that_is_bad_on_one_rank_is_skipped_on_both(variant, facts):
+    lines = [line for line in facts[variant] if "after a NaN on rank 1" in line]
     assert len(lines) == 2
     assert all("skipped 1, unchanged True" in line for line in lines), lines
 
 
+def test_gradients_in_groups_and_in_float16_on_the_wire(facts):
+    (line,) = [line for line in facts["distaug"] if "float16 on the wire" in line]
+    assert "groups 3," in line  # one for each layer, one for the rest
+    assert 0 < float(line.split()[-1]) < 2e-3, line
+
+
+def test_what_a_system_remembers_is_the_same_on_both_ranks_and_on_one(facts):
+    """The losses by which the sampler of steps of diffusion models chooses."""
+    lines = facts["diffusion_by_loss"]
+    states = [line.split()[-1] for line in lines if "system state" in line]
+    assert len(states) == 2
+    assert len(set(states)) == 1, lines
+    # Every step has a full history on both ranks: steps were chosen by it, and are those of one rank.
+    assert sum("counts:0 10 to 10, differs from one rank by 0" in line for line in lines) == 2, lines
+    differences = [float(line.split()[-1]) for line in lines if "history:0" in line]
+    assert len(differences) == 2
+    assert max(differences) < 1e-4, lines
+
+
 def test_the_users_sentence_and_resume(tmp_path):
     """`horovodrun -np 2 python -m tfgen.train --hps=...`: trains, saves once, resumes to the same bits."""
-    flags = (*runs.TINY, "--eval_every=0", "--sample_every=0", "--save_every=10")
-    program = (sys.executable, "-m", "tfgen.train", *flags)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for folder, steps in ((whole, 30), (parts, 20), (parts, 30)):
-        process = horovodrun(2, *program, f"--steps={steps}", f"--run={folder}", "--allow_changed_settings")
+    flags = (*runs.TINY, "--steps=30", "--save_every=10", "--eval_every=0", "--eval_images=8", "--sample_images=0")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        if folder is cut:  # as a kill after step 20 would have left it
+            shutil.copytree(whole, cut)
+            shutil.rmtree(cut / "checkpoints" / "step-000000030")
+        process = horovodrun(2, sys.executable, "-m", "tfgen.train", *flags, f"--run={folder}")
         output = finish(process)
         assert process.returncode == 0, output[-6000:]
+        assert runs.saved_steps(folder) == [10, 20, 30]
     assert output.count("resuming after step 20") == 1, "printed by the first rank only"
-    runs.assert_same_state(runs.saved_state(parts), runs.saved_state(whole))
+    runs.assert_same_state(runs.saved_state(cut), runs.saved_state(whole))
 
 
 def test_sigterm_on_one_rank_saves_on_all_at_one_step(tmp_path):
     folder = tmp_path / "run"
-    flags = (*runs.TINY, "--steps=100000", "--save_every=100000", "--eval_every=0", f"--run={folder}")
-    process = horovodrun(2, sys.executable, "-m", "tfgen.train", *flags)
+    flags = (*runs.TINY, "--steps=100000", "--save_every=100000", "--eval_every=0", "--sample_images=0")
+    process = horovodrun(2, sys.executable, "-m", "tfgen.train", *flags, f"--run={folder}")
     try:
         deadline = time.monotonic() + 120
         while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_text().count("\n") < 5:
@@ -103,8 +141,8 @@ def test_sigterm_on_one_rank_saves_on_all_at_one_step(tmp_path):
 
 def test_a_killed_rank_ends_the_others(tmp_path):
     folder = tmp_path / "run"
-    flags = (*runs.TINY, "--steps=100000", "--save_every=20", "--eval_every=0", f"--run={folder}")
-    process = horovodrun(2, sys.executable, "-m", "tfgen.train", *flags)
+    flags = (*runs.TINY, "--steps=100000", "--save_every=20", "--eval_every=0", "--sample_images=0")
+    process = horovodrun(2, sys.executable, "-m", "tfgen.train", *flags, f"--run={folder}")
     try:
         deadline = time.monotonic() + 120
         while len(runs.saved_steps(folder)) < 2:
@@ -146,12 +184,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_without_horovod_the_launcher_is_answered_clearly(tmp_path):
-    blocked = tmp_path / "horovod"
-    blocked.mkdir()
-    (blocked / "__init__.py").write_text("raise ImportError('not here')")
-    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{runs.PROJECT}", "HOROVOD_SIZE": "2", "HOROVOD_RANK": "0"}
-    output = runs.run("train", *runs.TINY, f"--run={tmp_path / 'run'}", expect=1, **environment)
+def test_without_horovod_the_launcher_is_answered_clearly(tmp_path, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "horovod", None)  # importing it fails
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    output = call("train", *runs.TINY, f"--run={tmp_path / 'run'}", expect=1)
     assert "launched as one of 2 ranks, but Horovod cannot be imported" in output
     assert "make horovod" in output
-    shutil.rmtree(tmp_path / "run", ignore_errors=True)

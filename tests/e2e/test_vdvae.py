@@ -1,14 +1,9 @@
-"""VDVAE through the commands: kills, ranks, samples of every kind, bounds, export, published files, bad input."""
+"""VDVAE through the commands: samples of every kind, bounds, export, published files, bad input."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 
 import numpy as np
 import pytest
@@ -16,7 +11,6 @@ from PIL import Image
 
 from tests import torch_files
 from tests.e2e import runs
-from tests.e2e.test_ranks import finish, horovodrun
 
 LAYERS = 3
 STEPS = 40
@@ -34,7 +28,7 @@ FLAGS = (
 def trained(tmp_path_factory):
     """A finished run; tests must not change it."""
     folder = tmp_path_factory.mktemp("vdvae") / "run"
-    output = runs.run("train", *FLAGS, f"--run={folder}")
+    output = runs.run_forked("train", *FLAGS, f"--run={folder}", log=folder.with_name("log"))
     return folder, output
 
 
@@ -55,54 +49,6 @@ def test_training_reports_the_bound_and_draws_the_grid(trained):
     # Spec of the grid: originals, partial reconstructions, samples; no border.
     picture = Image.open(folder / "samples" / f"step-{STEPS:09d}-pictures.png")
     assert picture.size == (8 * 8, (1 + 6 + 3) * 8)
-
-
-def test_killed_runs_end_with_the_same_bits(tmp_path):
-    """Averages, moments and skip counters included; some of the steps are skipped, with a norm above the threshold."""
-    steps = 100
-    # The norms of the gradients rise beyond it from about step 70 on.
-    flags = (*runs.TINY_VDVAE, "--skip_threshold=0.5", f"--steps={steps}", "--save_every=5")
-    flags = (*flags, "--eval_every=0", "--sample_every=0", "--log_every=20")
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    runs.run("train", *flags, f"--run={straight}")
-    expected = runs.saved_state(straight)
-    skipped = [record["skipped_steps"] for record in runs.records(straight, "train")]
-    assert 0 < skipped[-1] < steps, skipped
-    with open(tmp_path / "log", "w") as log:
-        for wanted in (20, 85):
-            process = subprocess.Popen(
-                runs.command("train", *flags, f"--run={killed}"),
-                env=runs.environment(),
-                cwd=runs.PROJECT,
-                stdout=log,
-                stderr=log,
-            )
-            deadline = time.monotonic() + 240
-            while (runs.saved_steps(killed)[-1:] or [0])[0] < wanted:
-                assert process.poll() is None
-                assert time.monotonic() < deadline, "no progress"
-                time.sleep(0.001)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    output = runs.run("train", *flags, f"--run={killed}")
-    assert "resuming after step" in output
-    runs.assert_same_state(runs.saved_state(killed), expected)
-    assert runs.records(killed, "train")[-1]["skipped_steps"] == skipped[-1]
-
-
-def test_two_ranks_equal_one_at_twice_the_batch():
-    process = horovodrun(2, sys.executable, "-m", "tests.e2e.rank_program", "vdvae")
-    output = finish(process, timeout=600)
-    assert process.returncode == 0, output[-6000:]
-    lines = output.splitlines()
-    (line,) = [line for line in lines if "largest gradient difference" in line]
-    difference, largest = (float(word) for word in line.split()[-2:])
-    assert largest > 1e-3, "the gradients are too small to compare"
-    assert difference <= 1e-6 * max(largest, 1.0), line
-    digests = [line.split()[-1] for line in lines if "weights after 50 steps" in line]
-    assert len(digests) == 2
-    assert len(set(digests)) == 1, output
-    assert sum("skipped 1, unchanged True" in line for line in lines) == 2, output
 
 
 def test_samples_of_every_kind(trained, tmp_path, call):
@@ -178,16 +124,7 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):
         print("drawn", five.shape, five.dtype, (five[:3] == three).all(), five.min() != five.max())
         print("alone", names, not [name for name in sys.modules if name.startswith("tfgen")])
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=tmp_path,
-        env={**runs.environment(), "PYTHONPATH": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    facts = runs.run_without_tfgen(program, tmp_path)
     elbo, count = facts["elbo"].split()
     assert float(elbo) == pytest.approx(expected["elbo"], rel=0.02)  # other noise
     assert int(count) == 150
@@ -254,7 +191,7 @@ def test_published_files_go_on_training(trained, published, tmp_path, call):
     call("convert", "checkpoint", published, *FLAGS, f"--run={folder}")
     longer = shutil.copytree(trained[0], tmp_path / "longer")
     for run in (folder, longer):
-        call("train", f"--run={run}", f"--steps={STEPS + 5}")
+        call("train", f"--run={run}", f"--steps={STEPS + 5}", "--sample_images=0")
     one, other = runs.saved_state(folder), runs.saved_state(longer)
     # Those files know nothing of steps that were skipped.
     assert one.keys() == other.keys()
@@ -319,7 +256,7 @@ def test_an_evaluation_set_smaller_than_a_batch(tmp_path, call):
     """All of it is evaluated: nothing is dropped, and nothing fails."""
     np.save(tmp_path / "images.npy", np.random.RandomState(0).randint(0, 256, (60, 8, 8, 3)).astype(np.uint8))
     folder = tmp_path / "run"
-    arguments = (f"--dataset={tmp_path / 'images.npy'}", "--steps=2", "--eval_every=2", "--sample_every=0")
+    arguments = (f"--dataset={tmp_path / 'images.npy'}", "--steps=2", "--eval_every=2", "--sample_images=0")
     output = call("train", *runs.TINY_VDVAE, *arguments, "--warmup_iters=0", f"--run={folder}")
     assert "valid elbo" in output
     call("evaluate", f"--run={folder}", "--split=valid", "--batch_size=1000")

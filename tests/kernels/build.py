@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ def compiler() -> str | None:
 
 
 def compile_cpu_kernels(folder: Path) -> Path:
-    """Compiles the CPU kernels, one file after the other, and links them.
+    """Compiles the CPU kernels, as many files at a time as there are processors, and links them.
 
     Returns:
       The shared library, in `folder`.
@@ -43,12 +44,11 @@ def compile_cpu_kernels(folder: Path) -> Path:
       RuntimeError: with the compiler's words, if a file does not compile.
     """
     command = [compiler() or "g++", *FLAGS, *shlex.split(os.environ.get(EXTRA_FLAGS, ""))]
-    objects = []
-    for source in (*CPU_SOURCES, *TEST_SOURCES):
-        objects.append(str(folder / (Path(source).stem + ".o")))
-        _run([*command, "-I.", "-c", source, "-o", objects[-1]])
+    objects = {source: str(folder / (Path(source).stem + ".o")) for source in (*CPU_SOURCES, *TEST_SOURCES)}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(lambda source: _run([*command, "-I.", "-c", source, "-o", objects[source]]), objects))
     library = folder / "libtfgen_cpu.so"
-    _run([*command, "-shared", *objects, "-o", str(library)])
+    _run([*command, "-shared", *objects.values(), "-o", str(library)])
     return library
 
 

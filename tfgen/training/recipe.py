@@ -54,7 +54,7 @@ class Recipe:
       stop_before_training: end after the initial side jobs.
       eval_split: "train", "valid" or "test", the split of the evaluations.
       restore_path: checkpoint of the original code to begin from when the run has none; "" for none.
-      sample_count: images of the sample grid.
+      sample_count: images of the sample grid; 0 for neither grids nor pictures.
       picture_images: images of the evaluation split that `System.pictures` gets; 0 for no such pictures.
       wire_dtype: dtype of gradients on the wire between ranks.
       gradient_groups: indices of the network's trainable variables whose gradients are reduced together, in the

@@ -39,54 +39,76 @@ def rows_above(batch: int, height: int, width: int, channels: int = 3) -> tf.Ten
     return tf.constant(np.random.RandomState(2).uniform(-1, 1, [batch, height, width, channels]), tf.float32)
 
 
-@pytest.mark.parametrize(
-    ("channels", "blocks", "height", "width", "batch", "given"),
-    [(3, 1, 8, 12, 2, 0), (1, 2, 4, 8, 2, 4)],
-)
-def test_the_same_images_as_of_whole_passes(channels, blocks, height, width, batch, given):
-    ours = network(channels, blocks)
-    numbers = (uniforms(batch, height, width, channels),)
-    above = rows_above(batch, given, width, channels) if given else None
-    expected = naive.sample(ours, height, width, batch, draw, numbers, above)
-    found = IncrementalSampler(ours).sample(height, width, batch, draw, numbers, above)
+HEIGHT, WIDTH, BATCH = 8, 12, 2
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    """One sampler, called with one size: compiling it takes seconds. Tests leave its weights as they are."""
+    return IncrementalSampler(network())
+
+
+@pytest.fixture(scope="module")
+def drawn(sampler):
+    """Numbers, and the images that the sampler draws from them."""
+    numbers = uniforms(BATCH, HEIGHT, WIDTH)
+    return numbers, sampler.sample(HEIGHT, WIDTH, BATCH, draw, (numbers,))
+
+
+def test_the_same_images_as_of_whole_passes_of_each_image_alone(sampler, drawn):
+    numbers, found = drawn
+    alone = [naive.sample(sampler.network, HEIGHT, WIDTH, 1, draw, (one[tf.newaxis],)) for one in tf.unstack(numbers)]
+    assert np.std(alone) > 0.1
+    np.testing.assert_allclose(found, np.concatenate(alone), atol=TOLERANCE)
+
+
+def test_the_same_images_of_one_colour_below_given_rows_and_of_more_blocks():
+    ours = network(channels=1, blocks=2)
+    numbers, above = (uniforms(1, 4, 8, channels=1),), rows_above(1, 4, 8, channels=1)
+    expected = naive.sample(ours, 4, 8, 1, draw, numbers, above)
+    found = IncrementalSampler(ours).sample(4, 8, 1, draw, numbers, above)
     assert np.std(expected) > 0.1
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
-def test_images_do_not_depend_on_the_batch_and_weights_are_read_at_each_call():
-    ours = network()
-    sampler = IncrementalSampler(ours)
-    numbers = uniforms(3, 4, 8)
-    together = sampler.sample(4, 8, 3, draw, (numbers,))
-    np.testing.assert_allclose(sampler.sample(4, 8, 1, draw, (numbers[1:2],)), together[1:2], atol=TOLERANCE)
-    ours.nin_out.bias.assign_add(tf.ones_like(ours.nin_out.bias))
-    changed = sampler.sample(4, 8, 3, draw, (numbers,))
-    assert np.abs(changed - together).max() > 0.1
-    np.testing.assert_allclose(changed, naive.sample(ours, 4, 8, 3, draw, (numbers,)), atol=TOLERANCE)
+def test_weights_are_read_at_each_call(sampler, drawn):
+    numbers, before = drawn
+    bias = sampler.network.nin_out.bias
+    bias.assign_add(tf.ones_like(bias))
+    try:
+        changed = sampler.sample(HEIGHT, WIDTH, BATCH, draw, (numbers,))
+        expected = naive.sample(sampler.network, HEIGHT, WIDTH, BATCH, draw, (numbers,))
+    finally:
+        bias.assign_sub(tf.ones_like(bias))
+    assert np.abs(changed - before).max() > 0.1
+    np.testing.assert_allclose(changed, expected, atol=TOLERANCE)
 
 
-def test_as_operations_of_a_graph_with_any_batch():
-    ours = network()
-    sampler = IncrementalSampler(ours)
-    specs = [tf.TensorSpec([None, 8, 8, MIXTURES + 3]), tf.TensorSpec([None, 4, 8, 3])]
+def test_as_operations_of_a_graph_with_any_batch(sampler, drawn):
+    specs = [tf.TensorSpec([None, HEIGHT, WIDTH, MIXTURES + 3]), tf.TensorSpec([None, 4, WIDTH, 3])]
 
     @tf.function(input_signature=specs, autograph=False)
     def function(numbers, above):
-        return sampler.sample_in_graph(8, 8, tf.shape(numbers)[0], draw, (numbers,), above)
+        return sampler.sample_in_graph(HEIGHT, WIDTH, tf.shape(numbers)[0], draw, (numbers,), above)
 
-    numbers, above = uniforms(2, 8, 8), rows_above(2, 4, 8)
-    expected = sampler.sample(8, 8, 2, draw, (numbers,), above)
+    numbers, above = drawn[0], rows_above(BATCH, 4, WIDTH)
+    expected = sampler.sample(HEIGHT, WIDTH, BATCH, draw, (numbers,), above)
+    assert np.abs(expected - drawn[1]).max() > 0.1
     np.testing.assert_allclose(function(numbers, above), expected, atol=TOLERANCE)
     np.testing.assert_allclose(function(numbers[:1], above[:1]), expected[:1], atol=TOLERANCE)
 
 
-def test_progress_shows_rows_in_their_order():
+def test_progress_shows_rows_in_their_order(sampler, drawn):
     reports = []
-    sampler = IncrementalSampler(network())
     images = sampler.sample(
-        8, 4, 1, draw, (uniforms(1, 8, 4),), progress=lambda *report: reports.append((*report[:2], report[2].copy()))
+        HEIGHT,
+        WIDTH,
+        BATCH,
+        draw,
+        drawn[:1],
+        progress=lambda *report: reports.append((*report[:2], report[2].copy())),
     )
-    assert [report[:2] for report in reports] == [(4, 8), (8, 8)]
+    assert [report[:2] for report in reports] == [(4, HEIGHT), (8, HEIGHT)]
     np.testing.assert_array_equal(reports[0][2][:, :4], images[:, :4])
     assert not reports[0][2][:, 4:].any()
     np.testing.assert_array_equal(reports[1][2], images)
@@ -122,7 +144,7 @@ def test_every_level_is_computed_where_it_is_due(monkeypatch):
         (8, 8, [2, 8, 8, 3], r"\[1, a multiple of 4, 8, 3\], found \[2, 8, 8, 3\]"),
     ],
 )
-def test_what_does_not_fit(height, width, above, message):
+def test_what_does_not_fit(sampler, height, width, above, message):
     given = None if above is None else tf.zeros(above)
     with pytest.raises(ValueError, match=message):
-        IncrementalSampler(network()).sample(height, width, 1, draw, (uniforms(1, 8, 8),), given)
+        sampler.sample(height, width, 1, draw, (uniforms(1, 8, 8),), given)
