@@ -4,9 +4,10 @@ Energy-based models of the size, shape, position and rotation of sprites, each a
 that have all of these (Du & Mordatch, arXiv:1903.08689, section 4.3). Two more tasks of the original are here:
 labeldiscover finds sizes that images show, and gentest trains two networks on crosses of factors and tests them on the
 rest. A network comes from a run of ours (--run_size=DIR) or from a checkpoint of the original code, which is
-LOGDIR/EXP/model_N (--logdir, --exp_size, --resume_size).
+LOGDIR/EXP/model_N (--logdir, --exp_size, --resume_size). Where there is a run, concepts without one take part only if
+their --exp or --resume flag says so; images and step size are those of the runs unless flags say otherwise.
 
-    python -m tfgen.combine --run_shape=runs/shape --run_pos=runs/pos --nocond_scale --nocond_rot --shape=1 --x=0.2
+    python -m tfgen.combine --run_shape=runs/shape --run_pos=runs/pos --shape=1 --x=0.2 --y=0.8
     python -m tfgen.combine --task=labeldiscover --run_size=runs/size
     python -m tfgen.combine --task=gentest --train --swish_act
 """
@@ -19,11 +20,12 @@ import pathlib
 import sys
 
 from tfgen import commandline
-from tfgen.flagfields import SettingsError, check_values, did_you_mean, flag
+from tfgen.flagfields import SettingsError, check_values, did_you_mean, flag, flag_fields
 
 TASKS = ("conceptcombine", "labeldiscover", "gentest")
 # Concepts by the flag that has them take part, in the order in which they are visited.
 _CONDITIONS = {"size": "cond_scale", "shape": "cond_shape", "pos": "cond_pos", "rot": "cond_rot"}
+_STEP = 500.0
 _NO_EFFECT = "the original does not read it either"
 
 
@@ -34,7 +36,7 @@ class Options:
     task: str = flag("conceptcombine", "One of " + ", ".join(TASKS) + ".", group="Task")
     seed: int = flag(0, "Seed of all random numbers.")
     num_steps: int = flag(20, "Rounds or steps of a chain.", minimum=1)
-    step_lr: float = flag(500.0, "Step size.", minimum=0.0)
+    step_lr: float | None = flag(None, "Step size; default: that of the runs, without runs 500.", minimum=0.0)
     batch_size: int = flag(256, "Images of a pass.", minimum=1)
     advance_vectors: bool = flag(
         False, "Let every chain improve the power iteration of the spectral norms, as the original does."
@@ -100,7 +102,11 @@ class Options:
     replay_capacity: int = flag(10_000, "gentest: images in the replay buffer.", minimum=1)
     plot_curve: bool = flag(False, "Sweep of genbaseline.", unused="that task is not here")
 
-    dataset: str = flag("dsprites", "Images: dsprites, or sprites, drawn here.", group="Images and output")
+    dataset: str = flag(
+        "",
+        "Images: dsprites, or sprites, drawn here; default: those of the runs, without runs dsprites.",
+        group="Images and output",
+    )
     dsprites_path: str = flag("", "The dSprites archive (.npz). Empty: looked for below --data_dir.")
     data_dir: str = flag("data", "Folder with the data sets' files.")
     data_workers: int = flag(4, "Processes of the loader.", unused=_NO_EFFECT)
@@ -158,9 +164,22 @@ class Options:
         raise SettingsError(f"--{name} belongs to --task={task}, found --task={self.task}: leave it out")
 
     @property
+    def step_size(self) -> float:
+        """Of a chain, see `as_the_runs`."""
+        return _STEP if self.step_lr is None else self.step_lr
+
+    @property
     def concepts(self) -> tuple[str, ...]:
         """Names of those that take part in conceptcombine."""
-        return tuple(name for name, condition in _CONDITIONS.items() if getattr(self, condition))
+        wanted = [name for name, condition in _CONDITIONS.items() if getattr(self, condition)]
+        if any(self.run_of(name) for name in wanted):
+            wanted = [name for name in wanted if self.run_of(name) or self._names_checkpoint(name)]
+        return tuple(wanted)
+
+    def _names_checkpoint(self, concept: str) -> bool:
+        """Whether flags name a checkpoint of the original code for a concept."""
+        fields = flag_fields(type(self))
+        return any(getattr(self, name) != fields[name].default for name in (f"exp_{concept}", f"resume_{concept}"))
 
     @property
     def negated(self) -> tuple[str, ...]:
@@ -234,9 +253,34 @@ def run(options: Options) -> int:
     from tfgen.systems.ebm import concept_tasks
 
     runtime.set_precision("float32", half=False)
-    for line in concept_tasks.TASKS[options.task](options):
+    for name, field in flag_fields(Options).items():
+        if field.info.unused and getattr(options, name) != field.default:
+            print(f"--{name}={getattr(options, name)} is ignored: {field.info.unused}")
+    for line in concept_tasks.TASKS[options.task](as_the_runs(options)):
         print(line)
     return 0
+
+
+def as_the_runs(options: Options) -> Options:
+    """The options, images and step size filled in where no flag gives them.
+
+    Raises:
+      SettingsError: the runs differ in one of them.
+    """
+    from tfgen.settings import read_run
+
+    folders = [options.run_of(name) for name in _CONDITIONS if options.run_of(name)]
+    configs = [settings.config for settings in map(read_run, folders) if settings.system == "ebm"]
+    filled = {}
+    for name, default in (("dataset", "dsprites"), ("step_lr", _STEP)):
+        if getattr(options, name) not in ("", None):
+            continue
+        found = sorted({getattr(config, name) for config in configs}) or [default]
+        if len(found) > 1:
+            shown = ", ".join(map(str, found))
+            raise SettingsError(f"the runs were trained with different --{name} ({shown}): say which to use, --{name}=")
+        filled[name] = found[0]
+    return dataclasses.replace(options, **filled)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 
-from tfgen.settings import SettingsError, flag, parse_for_run, read_run
+from tfgen.flagfields import changes_label
+from tfgen.settings import SettingsError, flag, parse_for_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,12 @@ def run(settings, options: Options, evaluation_options) -> int:
     folder = pathlib.Path(options.run) / "evaluation"
     batch_size = options.batch_size or restored.system.recipe(splits.train.epoch_size, ranks.size).batch_size
     if task:
-        return run_task(task, restored, splits, options, evaluation_options, folder / f"{task}-{name}", batch_size)
+        changed = changes_label(evaluation_options, leave_out=("task",)) + changes_label(
+            options, leave_out=("run", "split", "weights", "checkpoint_step", "data_dir")
+        )
+        data_dir = settings.run.data_dir if options.data_dir is None else options.data_dir
+        place = folder / f"{task}-{name}{changed}"
+        return run_task(task, restored, splits, options, evaluation_options, place, batch_size, data_dir)
     result = dict(
         evaluation.evaluate(
             restored.system, source, batch_size, ranks, evaluation_options, folder / name, limit=options.images
@@ -89,8 +96,20 @@ def run(settings, options: Options, evaluation_options) -> int:
     return 0
 
 
-def run_task(task: str, restored, splits, options: Options, evaluation_options, folder: pathlib.Path, batch_size: int):
-    """Runs one of the system's other evaluations and prints its results; returns the exit code."""
+def run_task(
+    task: str,
+    restored,
+    splits,
+    options: Options,
+    evaluation_options,
+    folder: pathlib.Path,
+    batch_size: int,
+    data_dir: str,
+) -> int:
+    """Runs one of the system's other evaluations and prints its results; returns the exit code.
+
+    Results go to a folder of their own for every choice of flags; those of the same flags are replaced.
+    """
     import numpy as np
 
     from tfgen.data.source import Subset
@@ -101,12 +120,13 @@ def run_task(task: str, restored, splits, options: Options, evaluation_options, 
     source = getattr(splits, options.split)
     if options.images is not None and options.images < len(source):
         source = Subset(source, np.arange(options.images), f"the first {options.images} images of {source.name}")
-    data_dir = options.data_dir if options.data_dir is not None else read_run(options.run).run.data_dir
     folder.mkdir(parents=True, exist_ok=True)
     key = Key.create(evaluation_options.seed, task)
     run = pathlib.Path(options.run)
     step, kind = restored.checkpoint.step, restored.weights
-    job = TaskRun(source, splits, data_dir, folder, run, batch_size, key, step=step, weights=kind)
+    job = TaskRun(
+        source, splits, data_dir, folder, run, batch_size, key, step=step, weights=kind, images=options.images
+    )
     result = restored.system.run_task(task, evaluation_options, job)
     print(f"{task}, {source.name}, {restored.description}:")
     for metric, value in result.items():
@@ -116,8 +136,15 @@ def run_task(task: str, restored, splits, options: Options, evaluation_options, 
         "source": source.name,
         "weights": restored.weights,
         "step": restored.checkpoint.step,
+        "batch_size": batch_size,
+        "images": options.images,
+        "data_dir": data_dir,
         "flags": dataclasses.asdict(evaluation_options),
-        **result,
+        # JSON has no NaN.
+        **{
+            metric: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for metric, value in result.items()
+        },
     }
     write_text(folder / "result.json", json.dumps(record, indent=1) + "\n")
     print(f"written to {folder}/: {', '.join(sorted(entry.name for entry in folder.iterdir()))}")

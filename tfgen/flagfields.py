@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
-from collections.abc import Iterable
+import zlib
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -130,3 +132,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that suggests the nearest known names, or nothing. Starts with a space."""
     close = difflib.get_close_matches(word, sorted(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def changes_label(options: Any, leave_out: Collection[str] = ()) -> str:
+    """The flags that are not at their defaults, as part of a file name: results of another kind go elsewhere."""
+    changed = [
+        f"-{field.name}-{value}"
+        for field in dataclasses.fields(options)
+        if field.name not in leave_out and (value := getattr(options, field.name)) != field.default
+    ]
+    label = re.sub(r"[^\w.,=+-]", "_", "".join(changed))
+    return label if len(label) <= 80 else f"-{zlib.crc32(label.encode()):08x}"  # one number for each of 80 layers

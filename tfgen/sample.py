@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 import sys
-import zlib
-from typing import Any
 
 import numpy as np
 
+from tfgen.flagfields import changes_label
 from tfgen.settings import SettingsError, flag, parse_for_run
 
 
@@ -60,7 +58,7 @@ def run(settings, options: Options, sampling) -> int:
     system = restored.system
     wanted = system.images_wanted(0, options.count, sampling)  # on all ranks, so that all of them refuse
     source = _source_of(wanted, restored, settings, options) if len(wanted) else None
-    name = f"step-{restored.checkpoint.step:09d}-{restored.weights}-seed{options.seed}{_label(sampling)}"
+    name = f"step-{restored.checkpoint.step:09d}-{restored.weights}-seed{options.seed}{changes_label(sampling)}"
     if source is not None and options.split != "valid":
         name += f"-{options.split}"
     out = pathlib.Path(options.out) if options.out else pathlib.Path(options.run) / "samples" / name
@@ -108,17 +106,6 @@ def _source_of(wanted: np.ndarray, restored, settings, options: Options):
             f"which has {len(source)}: lower --count, or choose another --split"
         )
     return source
-
-
-def _label(sampling: Any) -> str:
-    """The system's flags that are not at their defaults: samples of another kind go to another folder."""
-    changed = [
-        f"-{field.name}-{value}"
-        for field in dataclasses.fields(sampling)
-        if (value := getattr(sampling, field.name)) != field.default
-    ]
-    label = re.sub(r"[^\w.,=+-]", "_", "".join(changed))
-    return label if len(label) <= 80 else f"-{zlib.crc32(label.encode()):08x}"  # one number for each of 80 layers
 
 
 if __name__ == "__main__":

@@ -102,8 +102,9 @@ def test_a_run_that_diverges_goes_back_once_and_on_with_other_noise(tmp_path, mo
     assert "went back to the checkpoint of step 4" in caplog.text
     steps = records(run.steps_path)
     assert [record["step"] for record in steps] == list(range(1, 13))  # each once, without those given up
-    given_up = records(run.path / "metrics-before-rollback-1.jsonl")
-    assert any(record["loss"] == "NaN" for record in given_up)
+    for name in ("metrics", "steps"):
+        given_up = records(run.path / f"{name}-before-rollback-1.jsonl")
+        assert any(record["loss"] == "NaN" for record in given_up)
     # Step 5 was taken twice; with other noise the second time.
     plain = RunFolder(tmp_path / "plain")
     plain.path.mkdir()
@@ -166,6 +167,20 @@ def test_a_rank_that_was_not_there_begins_empty_and_says_so(tmp_path, caplog):
     restoring.begin(state, checkpoints, other, other.recipe(4, 2), OneOfTwo(1))
     assert int(other.rank_state.seen) == 0
     assert "rank 1: the checkpoint of step 6 was saved by fewer ranks" in caplog.text
+
+
+def test_what_a_killed_save_of_a_rank_left_is_not_in_the_way(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / ".ranks-000000006" / "rank-0001_temp").mkdir(parents=True)
+    (tmp_path / ".ranks-000000006" / "rank-0001.index").write_bytes(b"half")
+    system = Counting(poisoned=9)
+    state = TrainState(system, system.recipe(4, 2))
+    restoring.save_rank(checkpoints, 6, state, OneOfTwo(1))
+    checkpoints.save(6, state, SOURCE.spec, "")
+    assert checkpoints.newest().rank_prefix(1) is not None
+    (tmp_path / ".ranks-000000007").mkdir()
+    checkpoints.remove_parts_of_ranks()
+    assert not list(tmp_path.glob(".ranks-*"))
 
 
 def test_a_rank_that_cannot_write_keeps_the_first_from_saving(tmp_path):

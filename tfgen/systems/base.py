@@ -38,6 +38,8 @@ class Loss:
       metrics: float32 scalars to log, also means over this rank's samples ("bits_per_dim", ...).
       partial_metrics: float32 [2] to log: sum and number of a value that only some samples have. What is logged is
         the mean over those of all ranks and steps, and nothing where there was none.
+      settle: called in the compiled step, when all ranks know whether they take it, with that as a bool scalar: what a
+        system keeps of a step (samples, power iterations) must not change where it is False.
       observations: values of each sample, first axis [B], that `System.observe` wants to see for the samples of all
         ranks; float64, or exactly representable in it.
     """
@@ -46,6 +48,7 @@ class Loss:
     metrics: dict[str, tf.Tensor]
     partial_metrics: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
     observations: dict[str, tf.Tensor] = dataclasses.field(default_factory=dict)
+    settle: Callable[[tf.Tensor], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,7 @@ class TaskRun:
       key: of the random numbers.
       step: of the checkpoint that the weights are from; None for the newest.
       weights: "ema" or "raw", see `tfgen.restore.restore`.
+      images: how many images were asked for; None for all.
     """
 
     source: Source
@@ -73,6 +77,7 @@ class TaskRun:
     key: Key
     step: int | None = None
     weights: str = "ema"
+    images: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

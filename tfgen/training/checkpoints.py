@@ -194,15 +194,17 @@ class Checkpoints:
             tf.train.Checkpoint(state).write(str(partial / _WEIGHTS))
             of_ranks = self.folder / f"{_RANKS}{step:09d}"
             if of_ranks.is_dir():
-                for entry in of_ranks.iterdir():
-                    entry.rename(partial / entry.name)
+                for entry in of_ranks.glob("rank-*.*"):
+                    if entry.is_file():  # a killed write may have left a folder
+                        entry.rename(partial / entry.name)
             write_text(partial / _FLAGS, flags)
             self._write_manifest(partial, step, spec)
             partial.rename(final)
             sync_folder(self.folder)
-            self._remove_parts_of_ranks()
+            self.remove_parts_of_ranks()
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(partial, ignore_errors=True)
+            self.remove_parts_of_ranks()
             needed = sum(item.dtype.size * item.shape.num_elements() for item in state.variables)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}. It needs about "
@@ -217,9 +219,10 @@ class Checkpoints:
         for entry in self.folder.glob(f"{_PARTIAL}*"):
             shutil.rmtree(entry)
 
-    def _remove_parts_of_ranks(self) -> None:
+    def remove_parts_of_ranks(self) -> None:
+        """Removes what ranks have written for checkpoints that did not come about."""
         for entry in self.folder.glob(f"{_RANKS}*"):
-            shutil.rmtree(entry)
+            shutil.rmtree(entry, ignore_errors=True)
 
     def set_aside(self) -> pathlib.Path | None:
         """Renames the whole folder, so that a run can begin again at step 0 without losing anything."""

@@ -67,6 +67,7 @@ def train(
         if settings.run.restart_from_scratch:
             set_aside(loop.checkpoints)
         loop.checkpoints.remove_partial()
+        loop.checkpoints.remove_parts_of_ranks()
     first = begin(loop.state, loop.checkpoints, system, recipe, ranks)
     while True:
         try:
@@ -235,13 +236,15 @@ def diagnosis(outputs: dict[str, float], step: int, recipe: Recipe, checkpoints:
     """Why a run that makes no progress was stopped, and what to try."""
     saved = checkpoints.steps()
     kept = f"The newest checkpoint is of step {saved[-1]}." if saved else "No checkpoint had been saved."
-    advice = "look at the data of these steps, lower --lr or lengthen the warm-up"
+    advice = recipe.advice
     if recipe.loss_scale:
         advice += ", or train with --precision=float32 or mixed_bfloat16"
     limit = f" (limit {recipe.max_update_norm:g})" if recipe.max_update_norm else ""
+    shown = [name for name in recipe.every_step if name not in ("loss", "grad_norm")]
+    others = "".join(f"{name} {float(outputs[name]):g}, " for name in shown)
     return (
         f"stopped at step {step}: the last {int(outputs['troubled_steps'])} steps in a row gave no usable update; "
-        f"loss {outputs['loss']:g}, gradient norm {outputs['grad_norm']:g}{limit}, "
+        f"loss {outputs['loss']:g}, {others}gradient norm {outputs['grad_norm']:g}{limit}, "
         f"loss scale {outputs['loss_scale']:g}, "
         f"learning rate {outputs['learning_rate']:g}. {kept} "
         f"Try: {advice}; --max_skipped_steps sets how long to wait."

@@ -48,7 +48,8 @@ class Recipe:
       log_every, eval_every, save_every, sample_every: intervals in steps; 0 for only at the end.
       every_step: metrics that are also recorded for each single step, in `steps.jsonl`.
       max_rollbacks: how often a run, instead of being stopped for skipping too many steps in a row, goes back to its
-        newest checkpoint without such steps, and on with other random numbers on the device.
+        newest checkpoint, and on with other random numbers on the device; None for systems that never do.
+      advice: what to try when a run was stopped for that.
       keep_every: checkpoints at multiples of it are kept for ever; 0 for none.
       initial_evaluation, initial_samples: also before the first step of a process.
       stop_before_training: end after the initial side jobs.
@@ -78,7 +79,8 @@ class Recipe:
     loss_scale: LossScaleSettings | None = None
     log_every: int = 100
     every_step: tuple[str, ...] = ()
-    max_rollbacks: int = 0
+    max_rollbacks: int | None = None
+    advice: str = "look at the data of these steps, lower --lr or lengthen the warm-up"
     eval_every: int = 0
     save_every: int = 0
     keep_every: int = 0

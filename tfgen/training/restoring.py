@@ -44,8 +44,10 @@ def begin(state: TrainState, checkpoints: Checkpoints, system: System, recipe: R
                 ranks.rank,
                 first,
             )
+            for variable in state.rank_state.variables:  # after steps of this process they would not be empty
+                variable.assign(tf.zeros_like(variable))
         else:
-            tf.train.Checkpoint(state.rank_state).read(prefix).assert_consumed()
+            _read_rank(state.rank_state, prefix)
     return first
 
 
@@ -60,6 +62,8 @@ def save_rank(checkpoints: Checkpoints, step: int, state: TrainState, ranks: Ran
         except CheckpointError as error:
             problem = error
     failed = float(ranks.sum(tf.constant(float(problem is not None))))
+    if failed and ranks.is_first:
+        checkpoints.remove_parts_of_ranks()
     if problem is not None:
         raise problem
     if failed:
@@ -71,7 +75,7 @@ def save_rank(checkpoints: Checkpoints, step: int, state: TrainState, ranks: Ran
 
 def rollbacks_left(state: TrainState, recipe: Recipe, checkpoints: Checkpoints, ranks: Ranks) -> bool:
     """Whether the run may go back, and has a checkpoint to go back to; the ranks agree."""
-    if state.rollbacks is None or int(state.rollbacks) >= recipe.max_rollbacks:
+    if state.rollbacks is None or int(state.rollbacks) >= (recipe.max_rollbacks or 0):
         return False
     saved = float(ranks.is_first and bool(checkpoints.steps()))
     return bool(ranks.sum(tf.constant(saved)))
@@ -82,17 +86,18 @@ def roll_back(
 ) -> int:
     """Brings `state` back to the newest checkpoint, with other random numbers from there on.
 
-    The records of the steps that are given up stay in a copy of `metrics.jsonl`.
+    The records of the steps that are given up stay in copies of `metrics.jsonl` and `steps.jsonl`.
 
     Returns:
       The number of steps that were made.
     """
     assert state.rollbacks is not None
     made, failed_at = int(state.rollbacks) + 1, int(state.step)
-    if ranks.is_first and run.metrics_path.exists():
-        shutil.copy2(run.metrics_path, run.metrics_path.with_name(f"metrics-before-rollback-{made}.jsonl"))
+    if ranks.is_first:
+        _copy_records(run, made)
     first = begin(state, checkpoints, system, recipe, ranks)
     state.rollbacks.assign(made)
+    state.troubled_steps.assign(0)  # a run that was interrupted amid trouble has saved how long it had lasted
     if ranks.is_first:
         logging.warning(
             "step %d: no usable update for too long; went back to the checkpoint of step %d, on with other noise "
@@ -103,3 +108,20 @@ def roll_back(
             recipe.max_rollbacks,
         )
     return first
+
+
+def _read_rank(module: tf.Module, prefix: str) -> None:
+    try:
+        tf.train.Checkpoint(module).read(prefix).assert_consumed()
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        raise CheckpointError(f"{prefix} does not hold what these settings keep of a rank: {error}") from error
+
+
+def _copy_records(run: RunFolder, number: int) -> None:
+    for path in (run.metrics_path, run.steps_path):
+        if path.exists():
+            copy = path.with_name(f"{path.stem}-before-rollback-{number}.jsonl")
+            try:
+                shutil.copy2(path, copy)
+            except OSError as error:  # a full disk: the other ranks are waiting, and the run can go on
+                logging.error("%s could not be kept: %s", copy, error)

@@ -18,7 +18,7 @@ class TrainState(tf.Module):
       step: int64, batches taken from the data, skipped ones included. Progress is counted in it.
       skipped_steps: int64, updates left out because of a non-finite loss or a gradient norm above the limit.
       troubled_steps: int64, how many of the newest steps in a row were skipped or overflowed.
-      rollbacks: int64, how often the run has gone back, only where the recipe has `max_rollbacks`; else None.
+      rollbacks: int64, how often the run has gone back, None where the recipe's `max_rollbacks` is.
       network, optimizer, averages, loss_scale, system_state: see `Recipe` and `System`.
       rank_state: see `System`; None where it is empty. A checkpoint's is the first rank's, others have files of their
         own.
@@ -30,7 +30,7 @@ class TrainState(tf.Module):
         self.skipped_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="skipped_steps")
         self.troubled_steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="troubled_steps")
         self.rollbacks: tf.Variable | None = None
-        if recipe.max_rollbacks:
+        if recipe.max_rollbacks is not None:
             self.rollbacks = tf.Variable(0, dtype=tf.int64, trainable=False, name="rollbacks")
         self.network = system.network
         self.optimizer = recipe.optimizer

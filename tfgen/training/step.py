@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tfgen.distribute import Ranks
@@ -49,10 +51,10 @@ class TrainStep:
         """
         state, recipe = self._state, self._recipe
         key = self._key.fold(state.step)
-        if state.rollbacks is not None:
+        if recipe.max_rollbacks:
             key = key.fold("rollbacks", state.rollbacks)  # the same steps again, with other noise
         scale = state.loss_scale.scale if state.loss_scale else tf.constant(1.0)
-        metrics, partial, gradients = self._loss_and_gradients(batch, key, scale)
+        metrics, partial, gradients, settle = self._loss_and_gradients(batch, key, scale)
         gradients = self._ranks.average_gradients(gradients, recipe.wire_dtype, recipe.gradient_groups)
 
         # One small reduction carries all that the ranks must agree on.
@@ -85,6 +87,8 @@ class TrainStep:
         state.optimizer.apply(clipped.gradients, learning_rate, take)
         for average in state.averages:
             average.update(take)
+        for function in settle:
+            function(take)
         skipped = tf.cast(~take, tf.int64)
         # An overflow is only trouble when the loss scale can no longer give way.
         overflow = ~norm_is_finite
@@ -109,8 +113,11 @@ class TrainStep:
             }
         )
 
-    def _loss_and_gradients(self, batch, key, scale) -> tuple[Metrics, Metrics, list[tf.Tensor]]:
-        """Means over this rank's batch, (sum, number) of partial metrics, gradients of the scaled objective.
+    def _loss_and_gradients(
+        self, batch, key, scale
+    ) -> tuple[Metrics, Metrics, list[tf.Tensor], list[Callable[[tf.Tensor], None]]]:
+        """Means over this rank's batch, (sum, number) of partial metrics, gradients of the scaled objective, and what
+        is to be told whether the step counts.
 
         Gradients and metrics of microbatches are averaged over the images. Or the gradients are added, and the metrics
         are means of the microbatches', whatever their sizes: see `Recipe.microbatches_add`.
@@ -118,11 +125,14 @@ class TrainStep:
         metrics: Metrics = {}
         partial: Metrics = {}
         gradients: list[tf.Tensor] = []
+        settle: list[Callable[[tf.Tensor], None]] = []
         for part in self._parts:
             rows = {name: value[part] for name, value in batch.items()}
             with tf.GradientTape() as tape:
                 loss = self._system.loss(rows, key.skip(part.start), training=True)
                 objective = loss.objective * scale
+            if loss.settle is not None:
+                settle.append(loss.settle)
             if loss.observations:
                 self._system.observe(self._of_all_ranks(loss.observations))
             new = tape.gradient(objective, self._variables, unconnected_gradients="zero")
@@ -132,7 +142,7 @@ class TrainStep:
             _add(gradients, [tf.convert_to_tensor(gradient) for gradient in new], weight)
             _accumulate(metrics, {"loss": loss.objective, **loss.metrics}, share)
             _accumulate(partial, loss.partial_metrics, 1.0)
-        return metrics, partial, gradients
+        return metrics, partial, gradients, settle
 
     def _of_all_ranks(self, observations: Metrics) -> Metrics:
         """The rows of every rank, in the order of ranks. One collective operation carries them all."""

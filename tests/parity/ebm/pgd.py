@@ -108,7 +108,7 @@ def check_refinement(
     names = sorted(case.matching(f"{prefix}rand/*_normal"))
     noise = sampler.given(tf.constant(np.stack([case[name] for name in names]).astype(np.float32)))
     tiled, tiled_labels = with_every_class(images, classes)
-    noised = box_moves(energy, tiled, tiled_labels, refinement, noise).begin(tiled)
+    noised = box_moves(energy, tiled, tiled_labels, refinement, noise).begin(tiled, tf.constant(0))
     name = f"{prefix}refine_x_tiled_after_noise0_head"
     _close_but_for_signs(case, name, noised[: len(case[name])], SIGNS)
     chains = tf.function(lambda: refined(energy, images, classes, refinement, noise))()

@@ -56,23 +56,30 @@ def key(seed: int = 0) -> Key:
     return Key.create(seed, "test")
 
 
+def step(system: EnergyBasedModel, values: dict[str, tf.Tensor], seed: int = 0):
+    """A step as the trainer takes it, without update: it counts where the loss is a number."""
+    loss = system.loss(values, key(seed), training=True)
+    loss.settle(tf.math.is_finite(loss.objective))
+    return loss
+
+
 # Training ----------------------------------------------------------------------------------------------------
 
 
 def test_samples_of_a_step_are_where_later_chains_begin():
     system = built()
     buffer = system.chains.buffer
-    for step in range(3):
+    for seed in range(3):
         before = buffer.images.numpy()
-        system.loss(batch(seed=step), key(step), training=True)
-        assert int(buffer.length) == min(4 * (step + 1), 8)
+        step(system, batch(seed=seed), seed)
+        assert int(buffer.length) == min(4 * (seed + 1), 8)
         assert not np.array_equal(buffer.images.numpy(), before)
 
 
 def test_the_power_iteration_improves_by_one_in_a_step():
     system = built()
     expected = system.network.normalized().vectors
-    system.loss(batch(), key(), training=True)
+    step(system, batch())
     for name, vector in expected.items():
         np.testing.assert_allclose(system.network.by_name[name].numpy(), vector.numpy(), rtol=1e-5, atol=1e-6)
 
@@ -80,7 +87,7 @@ def test_the_power_iteration_improves_by_one_in_a_step():
 def test_a_step_above_the_limit_has_no_loss_and_leaves_nothing_behind():
     system = built(energy_limit=1e-6)
     vectors = [variable.numpy() for variable in system.network.variables]
-    loss = system.loss(batch(), key(), training=True)
+    loss = step(system, batch())
     assert np.isnan(loss.objective.numpy())
     assert np.isfinite(loss.metrics["energy_pos"].numpy())  # what is logged tells why
     assert int(system.chains.buffer.length) == 0
@@ -88,17 +95,28 @@ def test_a_step_above_the_limit_has_no_loss_and_leaves_nothing_behind():
         np.testing.assert_array_equal(before, variable.numpy())
 
 
+def test_a_step_that_other_ranks_do_not_take_leaves_nothing_behind():
+    system = built(pcd=True, replay_batch=False, replay_capacity=10_000)
+    before = [variable.numpy() for variable in system.network.variables]
+    loss = system.loss(batch(), key(), training=True)
+    assert np.isfinite(loss.objective.numpy())
+    loss.settle(tf.constant(False))
+    assert not bool(system.chains.begun)
+    for array, variable in zip(before, system.network.variables, strict=True):
+        np.testing.assert_array_equal(array, variable.numpy())
+
+
 def test_images_that_are_not_numbers_leave_nothing_behind():
     system = built()
     poisoned = batch() | {"start": tf.fill([4, 8, 8, 1], np.float32(np.nan))}
-    assert np.isnan(system.loss(poisoned, key(), training=True).objective.numpy())
+    assert np.isnan(step(system, poisoned).objective.numpy())
     assert int(system.chains.buffer.length) == 0
 
 
 def test_chains_go_on_where_the_last_ended():
     system = built(replay_batch=False, replay_capacity=10_000, pcd=True)
     assert not bool(system.chains.begun)
-    system.loss(batch(), key(), training=True)
+    step(system, batch())
     ends = system.chains.previous.numpy()
     fresh = tf.zeros([4, 8, 8, 1])
     np.testing.assert_array_equal(system.chains.starts(fresh, None, key()).images.numpy(), ends)
@@ -125,16 +143,32 @@ def test_every_kind_of_step_gives_a_gradient(options):
     system = built(**options)
 
     @tf.function(autograph=False)
-    def step(values):
+    def gradient(values):
         with tf.GradientTape() as tape:
             loss = system.loss(values, key(), training=True)
         return loss.objective, loss.metrics, tape.gradient(loss.objective, list(system.network.trained.values()))
 
-    _, metrics, gradients = step(batch(**options))
+    _, metrics, gradients = gradient(batch(**options))
     assert all(np.isfinite(gradient.numpy()).all() for gradient in gradients)
     assert sum(float(tf.reduce_sum(tf.abs(gradient))) for gradient in gradients) > 0
     assert ("loss_kl" in metrics) == (not system.config.zero_kl)
     assert ("acceptance" in metrics) == system.config.hmc
+
+
+def test_samples_of_a_hamiltonian_run_are_hamiltonian():
+    options = {"hmc": True, "hmc_step_size": 0.1, "hmc_leapfrogs": 2}
+    one, other = built(**options), built(**options, step_lr=99.0)  # which no transition reads
+    images = one.sample(2, key(), SampleOptions(num_steps=2))
+    np.testing.assert_array_equal(images, other.sample(2, key(), SampleOptions(num_steps=2)))
+    assert not np.array_equal(images, built().sample(2, key(), SampleOptions(num_steps=2)))
+
+
+def test_energies_are_those_of_images_in_the_range_of_the_run(tmp_path):
+    raw = [{"image": np.full([3, 8, 8, 1], 128, np.uint8), "label": np.zeros(3, np.int32)}]
+    found = built(rescale=4.0).evaluate(raw, built().default_evaluate_options(), tmp_path)["energy"]
+    system = built()
+    expected = system.energy(system.normalized(), tf.fill([1, 8, 8, 1], 2.0)).numpy()[0, 0]
+    assert found == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_classes_of_images_are_drawn_from_their_energies():
@@ -231,6 +265,7 @@ def test_chains_may_begin_in_the_buffer():
         ({"cclass": True}, {"label": "10"}, "--label=10: expected a class from 0 to 9"),
         ({"cclass": True}, {"label": "one"}, "--label=one: expected a class from 0 to 9"),
         ({"replay_batch": False}, {"from_replay": True}, "--from_replay: the run has no replay buffer"),
+        ({}, {"from_replay": True}, "--from_replay: the run's replay buffer is empty as yet"),
     ],
 )
 def test_options_that_a_run_cannot_have(config, options, message):

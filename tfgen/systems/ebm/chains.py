@@ -9,8 +9,21 @@ from tfgen.randomness import Key
 from tfgen.systems.ebm import hmc, replay, sampler
 from tfgen.systems.ebm.config import Config
 from tfgen.systems.ebm.replay import ReplayBuffer, Replayed
-from tfgen.systems.ebm.sampler import StepEnergy
+from tfgen.systems.ebm.sampler import Chain, Moves, StepEnergy
 from tfgen.systems.ebm.training_settings import chain_of
+
+
+def moves_of(config: Config, energy: StepEnergy, chain: Chain, key: Key) -> Moves:
+    """How the chains of a run move: by Langevin steps, or with --hmc by Hamiltonian transitions.
+
+    Args:
+      energy: as the temperature has it.
+      key: draws noise and momenta.
+    """
+    if config.hmc:
+        transition = sampler.hamiltonian(energy, key.fold("hamiltonian"), config.hmc_step_size, config.hmc_leapfrogs)
+        return sampler.TransitionMoves(transition, chain, sampler.drawn(key.fold("noise")))
+    return sampler.FusedMoves(energy, chain, key.fold("noise"))
 
 
 class Chains(tf.Module):
@@ -47,6 +60,11 @@ class Chains(tf.Module):
             self.begun = tf.Variable(False, trainable=False, name="chains/begun")
 
     @property
+    def buffered(self) -> int:
+        """Images in the buffer; 0 without one."""
+        return 0 if self.buffer is None else int(self.buffer.length)
+
+    @property
     def batch_size(self) -> int | None:
         """Chains that every step must have; None where nothing is kept of them."""
         return self._config.batch_size if self.buffer is not None or self.previous is not None else None
@@ -68,14 +86,7 @@ class Chains(tf.Module):
 
     def moved(self, energy: StepEnergy, starts: tf.Tensor, key: Key) -> tf.Tensor:
         """The ends of chains on an energy, float32 [B, ...]. A gradient can go back unless they are Hamiltonian."""
-        config, chain = self._config, self._chain
-        if config.hmc:
-            transition = sampler.hamiltonian(
-                energy, key.fold("hamiltonian"), config.hmc_step_size, config.hmc_leapfrogs
-            )
-            moves = sampler.TransitionMoves(transition, chain, sampler.drawn(key.fold("noise")))
-            return sampler.run(starts, chain.steps, moves)
-        return sampler.run(starts, chain.steps, sampler.FusedMoves(energy, chain, key.fold("noise")))
+        return sampler.run(starts, self._chain.steps, moves_of(self._config, energy, self._chain, key))
 
     def acceptance(self, energy: StepEnergy, images: tf.Tensor, key: Key) -> tf.Tensor:
         """Mean probability that one further Hamiltonian transition from the images is accepted: a scalar."""
@@ -85,7 +96,7 @@ class Chains(tf.Module):
             images,
             step_size=self._config.hmc_step_size,
             leapfrogs=self._config.hmc_leapfrogs,
-            seed=tf.bitcast(key.fold("acceptance").seed, tf.int64),
+            seed=sampler.philox_seed(key.fold("acceptance")),
             step=step,
             first_sample=key.first_sample,
         )

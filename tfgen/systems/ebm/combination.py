@@ -170,7 +170,8 @@ class RoundMoves:
     def __init__(self, energies: Sequence[Energy], arithmetic: Arithmetic):
         self._energies, self._arithmetic = energies, arithmetic
 
-    def begin(self, x: tf.Tensor) -> tf.Tensor:
+    def begin(self, x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        del step
         return x
 
     def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:

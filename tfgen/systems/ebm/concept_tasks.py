@@ -38,7 +38,7 @@ def conceptcombine(options: Options) -> Iterator[str]:
     labels = {name: member.labels(latents) for name, member in members.items()}
     combination = Combination(
         {name: member.network for name, member in members.items()},
-        concepts.chain(options.num_steps, options.step_lr),
+        concepts.chain(options.num_steps, options.step_size),
         cast(Rule, options.combine),
         dict.fromkeys(options.negated, options.negation_strength),
         options.advances,
@@ -88,7 +88,7 @@ def gentest(options: Options) -> Iterator[str]:
     source = open_source(options, common_side(members) if members else None)
     generator = host_generator(options.seed, "combinations that are learned")
     rows = generalization.rows_of(options.factor, concepts.all_latents(source), options.frac, generator)
-    chain = concepts.chain(options.num_steps, options.step_lr)
+    chain = concepts.chain(options.num_steps, options.step_size)
     out = options.picture("gentest.png", *names)
     if options.train:
         members, updates = trained(options, names, source, rows.training)
@@ -165,7 +165,7 @@ def trained(options: Options, names: Sequence[str], source: Source, rows: np.nda
     }
     training = JointTraining(
         Pair(*networks.values()),
-        concepts.chain(options.num_steps, options.step_lr),
+        concepts.chain(options.num_steps, options.step_size),
         options.batch_size,
         options.lr,
         options.replay_capacity,

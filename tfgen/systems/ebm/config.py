@@ -4,6 +4,7 @@ name, default and meaning, and our own."""
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from tfgen.data import sprites
 from tfgen.data.source import ImageSpec
@@ -166,7 +167,9 @@ class Config:
     @property
     def restore_path(self) -> str:
         """The original's checkpoint to begin with; "" for none."""
-        return "" if self.resume_iter == -1 else f"{self.logdir}/{self.exp}/model_{self.resume_iter}"
+        if self.resume_iter == -1:
+            return ""
+        return f"{os.path.expandvars(os.path.expanduser(self.logdir))}/{self.exp}/model_{self.resume_iter}"
 
     @property
     def network_kind(self) -> str:
@@ -197,6 +200,11 @@ class Config:
     def is_sprites(self) -> bool:
         """Whether the images are dSprites or rendered like them, whose labels are values of their factors."""
         return self.dataset in ("dsprites", "sprites")
+
+    @property
+    def labels_are_classes(self) -> bool:
+        """Whether labels, where there are any, are one-hot: not the values of a factor of sprites."""
+        return not self.is_sprites or self.sprites_mode in ("", "cond_shape", "dshape_only")
 
     @property
     def sprites_mode(self) -> str:
@@ -255,6 +263,8 @@ class Config:
             )
         if self.replay_labels and not self.cclass:
             raise SettingsError("--replay_labels: an unconditional network has none; add --cclass")
+        if self.replay_labels and self.model_cclass:
+            raise SettingsError("--replay_labels: --model_cclass draws labels anew in every step; drop one")
         if self.objective == "softplus" and self.model_cclass:
             raise SettingsError("--objective=softplus compares pairs, which --model_cclass does not have: use cd")
         if self.hmc and not self.zero_kl:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from tfgen.randomness import Key
-from tfgen.systems.ebm.sampler import FusedMoves
+from tfgen.systems.ebm.chains import moves_of
+from tfgen.systems.ebm.sampler import run_part
 from tfgen.systems.ebm.sampling import SampleOptions
 
 if TYPE_CHECKING:
@@ -33,11 +34,9 @@ def signatures(system: EnergyBasedModel) -> dict[str, tf.types.experimental.Gene
     scalars = [tf.TensorSpec([], tf.int32, name=name) for name in ("steps", "seed")]
     label_specs, first = [], tf.TensorSpec([], tf.int32, name="count")
     if columns:
-        values = config.is_sprites
+        classes = tf.TensorSpec([None], tf.int32, name="class_label")
         label_specs = [
-            tf.TensorSpec([None, columns], tf.float32, name="label")
-            if values
-            else tf.TensorSpec([None], tf.int32, name="class_label")
+            classes if config.labels_are_classes else tf.TensorSpec([None, columns], tf.float32, name="label")
         ]
         first = label_specs[0]
 
@@ -68,10 +67,10 @@ def signatures(system: EnergyBasedModel) -> dict[str, tf.types.experimental.Gene
             del step
             return float(config.temperature) * system.energy(weights, images, labels)
 
-        moves = FusedMoves(descended, chain, key.fold("noise"))
+        moves = moves_of(config, descended, chain, key)
         text = "expected steps of 1 or more, found"
         with tf.control_dependencies([tf.debugging.Assert(steps >= 1, [text, steps])]):
-            x = moves.run(x, tf.constant(0), tf.identity(steps))
+            x = run_part(x, tf.constant(0), tf.identity(steps), moves)
         pixels = tf.cast(tf.clip_by_value(x * (_LEVELS / config.rescale), 0.0, _LARGEST), tf.uint8)
         return {"images": x, "pixels": pixels}
 

@@ -96,8 +96,8 @@ class JointMoves:
         self._factor, self._arithmetic = factor, arithmetic
         self._at_start = combination.gradient_of(position, starts)
 
-    def begin(self, x: tf.Tensor) -> tf.Tensor:
-        return self._noised(x, tf.constant(0))
+    def begin(self, x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        return self._noised(x, step)
 
     def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         return self._noised(self.end(y, step), step + 1)

@@ -73,14 +73,33 @@ class Chain:
 class Moves(Protocol):
     """How the images of a chain move. Images are float32 [B, ...]; steps are counted from 0, int32 scalars."""
 
-    def begin(self, x: tf.Tensor) -> tf.Tensor:
-        """The images with the noise of step 0."""
+    def begin(self, x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """The images with the noise of `step`, that of the first one."""
 
     def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """From the noised images of `step` to those of the next."""
 
     def end(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         """From the noised images of the last step to the result, which has no noise."""
+
+
+def run_part(x: tf.Tensor, first: tf.Tensor, last: tf.Tensor, moves: Moves) -> tf.Tensor:
+    """Images before step `first` to those after step `last` - 1: a part of a chain, whose steps are the chain's.
+
+    The parts of a chain one after the other give what `run` gives. No gradient can go back.
+
+    Args:
+      x: float32 [B, ...].
+      first, last: int32 scalars, `last` above `first`.
+    """
+    y = moves.begin(x, first)
+    shape = y.shape
+
+    def body(step: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return step + 1, tf.ensure_shape(moves.move(y, step), shape)
+
+    _, y = tf.while_loop(lambda step, _: step < last - 1, body, (first, y), parallel_iterations=1)
+    return moves.end(y, last - 1)
 
 
 def run(x: tf.Tensor, steps: int, moves: Moves) -> tf.Tensor:
@@ -91,7 +110,7 @@ def run(x: tf.Tensor, steps: int, moves: Moves) -> tf.Tensor:
     """
     # One loop of the graph, whatever the number of steps.
     last = steps - 1
-    y = moves.begin(tf.convert_to_tensor(x))
+    y = moves.begin(tf.convert_to_tensor(x), tf.constant(0))
     shape = y.shape
 
     def body(step: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -142,8 +161,8 @@ class NoisedMoves(abc.ABC):
     def __init__(self, chain: Chain, noise: Noise):
         self._chain, self._noise = chain, noise
 
-    def begin(self, x: tf.Tensor) -> tf.Tensor:
-        return self._noised(x, tf.constant(0))
+    def begin(self, x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        return self._noised(x, step)
 
     def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         return self._noised(self.end(y, step), step + 1)
@@ -187,9 +206,9 @@ class FusedMoves:
     def __init__(self, energy: StepEnergy, chain: Chain, key: Key):
         self._energy, self._chain, self._key = energy, chain, key
 
-    def begin(self, x: tf.Tensor) -> tf.Tensor:
+    def begin(self, x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         first = elements_before(self._key, x)
-        return initial_noise(x, sigma=self._chain.noise, seed=philox_seed(self._key), step=0, first_element=first)
+        return initial_noise(x, sigma=self._chain.noise, seed=philox_seed(self._key), step=step, first_element=first)
 
     def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         _, following = self._step(y, step, emit_next=True)
@@ -198,27 +217,6 @@ class FusedMoves:
     def end(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         x, _ = self._step(y, step, emit_next=False)
         return x
-
-    def run(self, x: tf.Tensor, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
-        """Images before step `first` to those after step `last` - 1: a part of a chain, whose steps are the chain's.
-
-        The parts of a chain one after the other give what `sampler.run` gives.
-
-        Args:
-          x: float32 [B, ...].
-          first, last: int32 scalars, `last` above `first`.
-        """
-        first_element = elements_before(self._key, x)
-        y = initial_noise(
-            x, sigma=self._chain.noise, seed=philox_seed(self._key), step=first, first_element=first_element
-        )
-        shape = y.shape
-
-        def body(step: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return step + 1, tf.ensure_shape(self.move(y, step), shape)
-
-        _, y = tf.while_loop(lambda step, _: step < last - 1, body, (first, y), parallel_iterations=1)
-        return self.end(y, last - 1)
 
     def _step(self, y: tf.Tensor, step: tf.Tensor, emit_next: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
         chain = self._chain

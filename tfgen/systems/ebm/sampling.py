@@ -13,7 +13,8 @@ from tfgen.randomness import Key
 from tfgen.settings import SettingsError, check_values, flag
 from tfgen.systems.base import SampleCallback
 from tfgen.systems.ebm import preprocess, replay
-from tfgen.systems.ebm.sampler import Chain, FusedMoves
+from tfgen.systems.ebm.chains import moves_of
+from tfgen.systems.ebm.sampler import Chain, run_part
 from tfgen.systems.ebm.training_settings import chain_of
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Sampler:
         """uint8 [count, H, W, C]. See `System.sample`.
 
         A sample is a function of the key and its number alone, but for runs whose gradients are limited over the whole
-        batch (--proj_norm_type=l2), and for beginnings in a buffer, which is the first rank's.
+        batch (--proj_norm_type=l2), and for beginnings in a buffer, which is that of the rank that draws.
 
         Raises:
           SettingsError: a label that the network does not have; a start in a buffer that is not there.
@@ -83,6 +84,8 @@ class Sampler:
         labels_of = self._labels(options)
         if options.from_replay and system.chains.buffer is None:
             raise SettingsError("--from_replay: the run has no replay buffer (it was trained without --replay_batch)")
+        if options.from_replay and not system.chains.buffered:
+            raise SettingsError("--from_replay: the run's replay buffer is empty as yet: leave the flag out")
         size = system.config.batch_size
         chunks = []
         for first in range(0, count, size):
@@ -108,7 +111,7 @@ class Sampler:
         else:
             fresh = tf.constant(preprocess.uniform_starts(key.uniform(shape).numpy(), config.rescale))
         buffer = system.chains.buffer
-        if not options.from_replay or buffer is None or int(buffer.length) == 0:
+        if not options.from_replay or buffer is None:
             return fresh, None
         # One draw a sample, so that sample i does not depend on how many are drawn at a time.
         share = tf.cast(key.fold("rows").uniform([size, 1])[:, 0], tf.float64)
@@ -132,10 +135,9 @@ class Sampler:
         part = max(1, -(-chain.steps // _PARTS))
         parts = -(-chain.steps // part)
         done = first // self._system.config.batch_size * parts
-        noise = key.fold("noise")
         for number, start in enumerate(range(0, chain.steps, part)):
             stop = min(start + part, chain.steps)
-            x = advanced(x, labels, tf.constant(start), tf.constant(stop), noise.seed, noise.first_sample)
+            x = advanced(x, labels, tf.constant(start), tf.constant(stop), key.seed, key.first_sample)
             if callback is not None:
                 preview = self._preview(x) if first == 0 else None
                 callback(done + number + 1, chunks * parts, preview)
@@ -157,8 +159,7 @@ class Sampler:
                 del step
                 return temperature * system.energy(weights, images, labels)
 
-            moves = FusedMoves(energy, chain, Key(seed, first_sample))
-            return moves.run(x, first, last)
+            return run_part(x, first, last, moves_of(system.config, energy, chain, Key(seed, first_sample)))
 
         return advance
 
@@ -175,7 +176,7 @@ class Sampler:
         if options.label:
             row = tf.constant(self._row(options.label), tf.float32)
             return lambda count, key: tf.tile(row[tf.newaxis], [count, 1])
-        if config.is_sprites and config.sprites_mode not in ("", "cond_shape", "dshape_only"):
+        if not config.labels_are_classes:
             return lambda count, key: factor_labels(config.sprites_mode, key.fold("labels").uniform([count, 1])[:, 0])
 
         def in_turn(count: int, key: Key) -> tf.Tensor:

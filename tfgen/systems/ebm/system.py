@@ -94,12 +94,12 @@ class EnergyBasedModel(System):
         return self.network.energy(weights, images, labels, OFF)
 
     def scaled(self, images: np.ndarray) -> np.ndarray:
-        """float32 images as evaluations see them, without noise, of levels [B, H, W, C].
+        """float32 images between 0 and 1 as evaluations have them, without noise, of levels [B, H, W, C].
 
-        They have the range of the training, which the original's evaluations, that do not know of it, do not give them.
+        What computes energies brings them to the range of the run first, of which the original's evaluations know
+        nothing.
         """
-        scaled = preprocess.scaled(images, preprocess.scaling_of(self.config.dataset), None)
-        return scaled * np.float32(self.config.rescale)
+        return preprocess.scaled(images, preprocess.scaling_of(self.config.dataset), None)
 
     def labels_of(self, batch: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """float32 [B, K] of a batch as a source gives it; None for an unconditional network."""
@@ -128,6 +128,7 @@ class EnergyBasedModel(System):
             initial_samples=not config.train,
             stop_before_training=not config.train,
             max_rollbacks=1 if config.on_divergence == "rollback" else 0,
+            advice=_advice(config),
             restore_path=config.restore_path,
         )
 
@@ -136,7 +137,8 @@ class EnergyBasedModel(System):
         return prepared(batch, draws, self.config, self.spec)
 
     def loss(self, batch: Batch, key: Key, training: bool) -> Loss:
-        """Energies of images against those of samples; see `objective`. Keeps samples and power iteration.
+        """Energies of images against those of samples; see `objective`. Samples and power iteration are kept when it is
+        settled that the step counts.
 
         Args:
           batch: of `prepare`: "image" and "start", float32 [B, H, W, C], and, where conditional, "label", [B, K].
@@ -174,12 +176,13 @@ class EnergyBasedModel(System):
             dropout,
         )
         loss = objective.limited(outcome.loss, outcome.positive, outcome.negative, config.energy_limit)
-        take = tf.math.is_finite(loss)
-        chains.keep(outcome.negatives, chain_labels, take)
-        if not config.spec_eval:
-            network.store_vectors(weights, take)
 
-        metrics = objective.statistics(outcome, images, chain_labels)
+        def settle(take: tf.Tensor) -> None:
+            chains.keep(outcome.negatives, chain_labels, take)
+            if not config.spec_eval:
+                network.store_vectors(weights, take)
+
+        metrics = objective.statistics(outcome, images, chain_labels if config.labels_are_classes else None)
         if "atten/gamma" in weights.values:
             metrics["gamma"] = tf.reduce_mean(weights.values["atten/gamma"])
         if config.hmc and config.proposal_debug:
@@ -188,7 +191,7 @@ class EnergyBasedModel(System):
                 return config.temperature * network.energy(weights, x, chain_labels, dropout("chain", step))
 
             metrics["acceptance"] = chains.acceptance(energy, outcome.negatives, key)
-        return Loss(loss, metrics)
+        return Loss(loss, metrics, settle=settle)
 
     def _inferred(self, weights: Weights, images, labels, key: Key, dropout: objective.Passes) -> tf.Tensor:
         """Classes [B, K] of images, drawn from their energies [B K, 1] with each of the classes."""
@@ -212,7 +215,7 @@ class EnergyBasedModel(System):
 
     def default_sample_options(self) -> SampleOptions:
         """While a run is trained its samples go on from the buffer, as the original's do."""
-        return SampleOptions(from_replay=self.chains.buffer is not None)
+        return SampleOptions(from_replay=self.chains.buffered > 0)
 
     def evaluate(
         self, batches: Iterable[dict[str, np.ndarray]], options: EvaluateOptions, folder: pathlib.Path
@@ -229,7 +232,7 @@ class EnergyBasedModel(System):
 
     @tf.function(reduce_retracing=True, autograph=False)
     def _energies(self, images: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
-        return self.energy(self.normalized(), images, labels)
+        return self.energy(self.normalized(), self.config.rescale * images, labels)
 
     def run_task(self, task: str, options: Any, job: TaskRun) -> dict[str, float]:
         """See `System.run_task`; the tasks are those of `tasks.NAMES`."""
@@ -243,3 +246,12 @@ class EnergyBasedModel(System):
         averages = state.averages[0].averages if state.averages else ()
         loaded = published.load_into(path, self.network, averages, state.optimizer)
         state.step.assign(loaded.step)
+
+
+def _advice(config: Config) -> str:
+    limit = f"energies above --energy_limit={config.energy_limit:g} count as trouble; " if config.energy_limit else ""
+    again = "" if config.on_divergence == "rollback" else "go back by itself with --on_divergence=rollback, "
+    return (
+        f"{limit}{again}begin at an earlier checkpoint with another --seed, lower --lr, take more --num_steps, or use "
+        "--swish_act"
+    )

@@ -81,10 +81,10 @@ class MaskedMoves:
         self._energy, self._chain, self._key, self._mask = energy, chain, key, mask
         self._normals = normals
 
-    def begin(self, x: tf.Tensor) -> tf.Tensor:
+    def begin(self, x: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         if self._normals is not None:
-            return self._noised(x, tf.constant(0))
-        return initial_noise(x, sigma=self._chain.noise, mask=self._mask, **self._numbers(x, tf.constant(0)))
+            return self._noised(x, step)
+        return initial_noise(x, sigma=self._chain.noise, mask=self._mask, **self._numbers(x, step))
 
     def move(self, y: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
         _, following = self.both(y, step)
@@ -125,8 +125,8 @@ class MaskedMoves:
 
     def _numbers(self, images: tf.Tensor, step: tf.Tensor) -> dict[str, tf.Tensor]:
         """Which random numbers are drawn."""
-        first = self._key.first_sample * images.shape[1:].num_elements()
-        return {"seed": tf.bitcast(self._key.seed, tf.int64), "step": step, "first_element": first}
+        first = sampler.elements_before(self._key, images)
+        return {"seed": sampler.philox_seed(self._key), "step": step, "first_element": first}
 
 
 class Caller:
@@ -199,8 +199,7 @@ def energy_of(system: EnergyBasedModel, weights, labels: tf.Tensor | None) -> St
 
 def has_classes(system: EnergyBasedModel) -> bool:
     """Whether labels are one-hot classes."""
-    factors = system.config.is_sprites and system.config.sprites_mode not in ("", "cond_shape", "dshape_only")
-    return system.label_columns > 0 and not factors
+    return system.label_columns > 0 and system.config.labels_are_classes
 
 
 def check_conditional(system: EnergyBasedModel, task: str) -> None:

@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 Energy = Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]
 
 
-def energy_of(system: EnergyBasedModel, advance: bool) -> Energy:
+def energy_of(system: EnergyBasedModel, advance: bool, high: float = 1.0) -> Energy:
     """The energy with weights that are normalised once, here.
 
     Args:
       advance: keep what that improves of the power iteration.
+      high: of the range [0, high] of the images it is given, which are brought to the range of the run.
     """
     weights = system.normalized(advance=advance).stopped()
+    factor = system.config.rescale / high
 
     def energy(images: tf.Tensor, labels: tf.Tensor | None) -> tf.Tensor:
-        return system.energy(weights, images, labels)
+        return system.energy(weights, images if factor == 1.0 else factor * images, labels)
 
     return energy
 
@@ -43,10 +45,10 @@ def class_count(system: EnergyBasedModel, task: str) -> int:
     Raises:
       SettingsError: the labels are no classes.
     """
-    mode = system.config.sprites_mode
-    if system.label_columns and mode and "shape" not in mode:
+    if system.label_columns and not system.config.labels_are_classes:
         raise SettingsError(
-            f"--task={task} needs classes to choose from: the labels of this run are numbers (--{mode}); use a run "
+            f"--task={task} needs classes to choose from: the labels of this run are numbers "
+            f"(--{system.config.sprites_mode}); use a run "
             "conditioned on shapes, or an unconditional one"
         )
     return int(system.label_columns)
@@ -95,11 +97,9 @@ def own_images(system: EnergyBasedModel, options: EvaluateOptions, job: TaskRun)
 
 def limited(source: Source, job: TaskRun) -> Source:
     """A source that is not the one asked for, with no more images than were asked for (--images)."""
-    splits = job.splits
-    whole = any(job.source is one for one in (splits.train, splits.valid, splits.test))
-    if whole or len(source) <= len(job.source):
+    count = job.images
+    if count is None or len(source) <= count:
         return source
-    count = len(job.source)
     return Subset(source, np.arange(count), f"the first {count} images of {source.name}")
 
 

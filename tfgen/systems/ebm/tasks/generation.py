@@ -336,7 +336,7 @@ def film_frames(
         _, y, frames = tf.while_loop(lambda step, *_: step < last, body, (first, y, frames), parallel_iterations=1)
         return y, frames.stack()
 
-    y = moves(system.normalized()).begin(calls.starts(system, key, count) * chain.high)
+    y = moves(system.normalized()).begin(calls.starts(system, key, count) * chain.high, tf.constant(0))
     for first in itertools.count(0, _FILM_PART):
         if first >= chain.steps:
             return

@@ -80,8 +80,19 @@ class EvaluateOptions:
         chosen = [name for name in MIXES if getattr(self, name)]
         if len(chosen) > 1:
             raise SettingsError(f"--{chosen[0]} and --{chosen[1]}: choose one")
+        if self.advance_vectors and not self.task:
+            raise SettingsError("--advance_vectors belongs to a task: add --task=NAME, or leave it out")
+        if self.svhn and self.task not in _OF_IMAGES:
+            raise SettingsError(
+                f"--svhn puts images in the place of the run's, of which --task={self.task!r} makes no use; the tasks "
+                f"that do are {', '.join(_OF_IMAGES)}"
+            )
         if chosen and self.task != "mixenergy":
             raise SettingsError(f"--{chosen[0]} says what --task=mixenergy compares with: found --task={self.task!r}")
 
 
+_OF_IMAGES = (
+    "energyeval", "mixenergy", "label", "labelfinetune", "crossclass", "cycleclass", "anticorrupt", "boxcorrupt",
+    "nearestneighbor", "latent",
+)  # fmt: skip
 MIXES = ("svhnmix", "cifar100mix", "texturemix", "randommix", "uniformmix", "constantmix", "mix")

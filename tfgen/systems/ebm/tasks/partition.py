@@ -224,7 +224,7 @@ def _image_energies(
 
     @tf.function(input_signature=[tf.TensorSpec([None, *system.spec.shape], tf.float32)], autograph=False)
     def energies_of(images: tf.Tensor) -> tf.Tensor:
-        energy = energy_of(system, options.advance_vectors)
+        energy = energy_of(system, options.advance_vectors, config.rescale)
         return options.temperature * energy(images, first_class(tf.shape(images)[0], classes))[:, 0]
 
     energies, own = [], []
@@ -258,7 +258,7 @@ def _move_function(
         autograph=False,
     )
     def move(x: tf.Tensor, numbers: tf.Tensor, number: tf.Tensor) -> Transition:
-        of_network = energy_of(system, options.advance_vectors)
+        of_network = energy_of(system, options.advance_vectors, system.config.rescale)
         return transition(
             lambda images, labels: options.temperature * of_network(images, labels),
             first_class(tf.constant(options.ais_batch), classes),

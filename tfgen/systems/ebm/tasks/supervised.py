@@ -51,7 +51,8 @@ def train(system: EnergyBasedModel, source: Source, batch_size: int, seed: int) 
     def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             weights = network.normalized()
-            logits = -class_energies(lambda x, y: system.energy(weights, x, y), images, classes)
+            scaled = system.config.rescale * images
+            logits = -class_energies(lambda x, y: system.energy(weights, x, y), scaled, classes)
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(labels, logits))
         take = tf.math.is_finite(loss)
         optimizer.apply(tape.gradient(loss, variables), _LEARNING_RATE, take)
