@@ -37,7 +37,7 @@ def test_energies_with_their_labels(conditional, tmp_path):
 
 
 def test_as_many_images_as_were_asked_for(conditional, tmp_path):
-    job = dataclasses.replace(small.job(tmp_path), source=small.source(3))
+    job = dataclasses.replace(small.job(tmp_path), source=small.source(3), images=3)
     results = energies.energyeval(conditional, small.options("energyeval"), job)
     assert (results["images_test"], results["images_train"]) == (3, 3)
 

@@ -165,7 +165,7 @@ def test_film(tmp_path, advance):
     vector = next(variable for name, variable in run.network.by_name.items() if name.endswith("_u"))
     before = vector.numpy()
     job = runs.job(run, tmp_path)
-    flags = EvaluateOptions(num_steps=12, step_lr=2.0, noise_scale=0.1, advance_vectors=advance)
+    flags = EvaluateOptions(task="imagenetdemo", num_steps=12, step_lr=2.0, noise_scale=0.1, advance_vectors=advance)
     assert load("imagenetdemo")(run, flags, job)["steps"] == 12
     assert (vector.numpy() == before).all() != advance
     with Image.open(tmp_path / "sample.gif") as picture:

@@ -133,5 +133,6 @@ def test_the_task(tmp_path):
 def test_labels_that_are_no_classes(monkeypatch, tmp_path):
     system = small.system()
     monkeypatch.setattr(type(system.config), "sprites_mode", "cond_pos")
+    monkeypatch.setattr(type(system.config), "labels_are_classes", False)
     with pytest.raises(SettingsError, match=r"--task=ais needs classes .* numbers \(--cond_pos\)"):
         partition.ais(system, small.options("ais"), small.job(tmp_path))

@@ -164,10 +164,10 @@ def test_too_few_images(run, tmp_path):
 def test_images_of_svhn(run, monkeypatch, tmp_path):
     """They take the place of the run's own; the calls here move nothing."""
     other = runs.source("svhn", 30, run, seed=9)
-    monkeypatch.setattr(classes, "open_other", lambda name, data_dir: other)
+    monkeypatch.setattr(classes, "open_other", lambda name, options, data_dir: other)
     monkeypatch.setattr(restoration, "Caller", lambda *_: lambda images, labels, number, **_: images)
     job = runs.job(run, tmp_path)
-    flags = EvaluateOptions(svhn=True)
+    flags = EvaluateOptions(task="boxcorrupt", svhn=True)
     result = load("boxcorrupt")(run, flags, job)
     assert result["test_images"] == 24
     assert not any(name.startswith("train") for name in result)
