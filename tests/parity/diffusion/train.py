@@ -139,7 +139,7 @@ def check_run(case: Case, name: str) -> None:
     run = Run(case, settings)
     named = published.variables(run.system.network)
     key = run.step._key.fold(run.state.step)
-    *_, gradients = run.step._loss_and_gradients(run.batches[0], key, tf.constant(1.0))
+    _, _, gradients, _ = run.step._loss_and_gradients(run.batches[0], key, tf.constant(1.0))
     compare_gradients(case, f"{name}/grad_step1", named, gradients)
     floor = case["plain/noise_floor"]
     for number, (batch, recorded) in enumerate(zip(run.batches, logs, strict=True), start=1):
