@@ -41,6 +41,8 @@ VARIANTS = {
     "diffusion": Variant(_FEW, "batch_size", 20),
     "diffusion_by_loss": Variant((*_FEW, "--schedule_sampler=loss-second-moment"), "batch_size", 20),
     "smoothing": Variant((*runs.TINY_SMOOTHING, "--runner=ReversePixelCNNPPTrainRunner"), "batch_size", 20),
+    # Chains from noise are those of one rank, so that the negatives are the same; buffers would be each rank's own.
+    "ebm": Variant((*runs.TINY_EBM, "--replay_batch=False", "--ema_rate=0.9"), "batch_size", 20),
 }
 
 

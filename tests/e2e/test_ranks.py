@@ -60,6 +60,7 @@ GRADIENTS = {
     "diffusion": (1e-6, False, 1e-2),
     "diffusion_by_loss": (1e-6, False, 1e-2),
     "smoothing": (2e-6, True, 1e-2),
+    "ebm": (1e-6, False, 1e-3),
 }
 
 
