@@ -11,9 +11,11 @@ struct WinogradKernels {
   int64_t (*tiles)(const TfgenWinogradShape&);
   int64_t (*kernel_size)(const TfgenWinogradShape&);
   int64_t (*kernel_units)(const TfgenWinogradShape&);
+  bool (*by_panels)(const TfgenWinogradShape&, int64_t threads);
   void (*transform_kernel)(const TfgenWinogradShape&, const float* kernel, bool reversed, float* transformed,
                            int64_t first, int64_t last);
-  void (*convolve)(const TfgenWinogradConvolution&, int64_t first, int64_t last);
+  void (*convolve)(const TfgenWinogradConvolution&, int64_t first, int64_t last, int64_t first_panel,
+                   int64_t last_panel);
   int64_t (*chunk_tiles)(const TfgenWinogradShape&, int64_t threads);
   int64_t (*scratch_size)(const TfgenWinogradShape&, int64_t chunk_tiles);
   int64_t (*product_units)(const TfgenWinogradShape&);

@@ -204,24 +204,25 @@ TFGEN_INLINE void transform_results(const float* points, int64_t point_step, Vec
   }
 }
 
-// All channels of a tile, where it lies inside of the image.
+// Channels [first, last) of a tile, where it lies inside of the image. `points` begins with the first of them.
 template <class Tile>
-__attribute__((noinline)) void points_to_results(const TfgenWinogradConvolution& args, const Tile& tile,
-                                                 const float* points, int64_t point_step) {
+__attribute__((noinline)) void points_to_results(const TfgenWinogradConvolution& args, const Tile& tile, int64_t first,
+                                                 int64_t last, const float* points, int64_t point_step) {
   const TfgenWinogradShape& shape = args.shape;
   const int64_t outputs = shape.outputs, row_step = shape.width * outputs;
   const int64_t rows = smaller(Tile::kHeight, shape.height - tile.row);
   const int64_t columns = smaller(Tile::kWidth, shape.width - tile.column);
   float* y = args.y + (tile.image * shape.height + tile.row) * row_step + tile.column * outputs;
   const bool biased = args.bias != nullptr;
-  int64_t d = 0;
-  for (; d + kLanes <= outputs; d += kLanes) {
+  int64_t d = first;
+  points -= first;
+  for (; d + kLanes <= last; d += kLanes) {
     const Vec bias = biased ? at(args.bias + d) : Vec{};
     transform_results<Tile, true>(points + d, point_step, bias, rows, columns, kLanes, outputs, row_step, y + d);
   }
-  if (d == outputs) return;
-  const Vec bias = biased ? load_some<Float32>(args.bias + d, outputs - d) : Vec{};
-  transform_results<Tile, false>(points + d, point_step, bias, rows, columns, outputs - d, outputs, row_step, y + d);
+  if (d == last) return;
+  const Vec bias = biased ? load_some<Float32>(args.bias + d, last - d) : Vec{};
+  transform_results<Tile, false>(points + d, point_step, bias, rows, columns, last - d, outputs, row_step, y + d);
 }
 
 }  // namespace TFGEN_ISA

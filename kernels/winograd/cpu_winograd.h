@@ -75,6 +75,16 @@ inline int64_t kernel_size(const TfgenWinogradShape& shape) {
   return kernel_units(shape) * kPoints * kernel_point_step(shape);
 }
 
+// Threads share the tiles, and then each reads all of the transformed kernel, most of it from the cache of another core;
+// or the panels of the kernel, and then each transforms all pixels. The latter is less where images are small and
+// channels many, if the panels can be shared evenly.
+template <class Tile>
+bool by_panels(const TfgenWinogradShape& shape, int64_t threads) {
+  const int64_t panels = kernel_units(shape);
+  const bool even = panels % threads == 0 || panels >= 4 * threads;
+  return threads > 1 && even && Tile::count(shape) <= 4 * shape.outputs;
+}
+
 // G g for kTaps taps, 2 or 3
 template <int kTaps>
 TFGEN_INLINE void transform_taps(const Vec* g, int tap_step, Vec* out, int step) {
@@ -139,10 +149,13 @@ void transform_kernel(const TfgenWinogradShape& shape, const float* kernel, bool
   }
 }
 
+// Tiles [first, last), and of their results those in panels [first_panel, last_panel) of the kernel.
 template <class Tile>
-void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last) {
+void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last, int64_t first_panel,
+              int64_t last_panel) {
   const TfgenWinogradShape& shape = args.shape;
-  const int64_t in_step = odd_lines(shape.inputs), out_step = odd_lines(round_up(shape.outputs, kColumns));
+  const int64_t first_output = first_panel * kColumns, last_output = smaller(shape.outputs, last_panel * kColumns);
+  const int64_t in_step = odd_lines(shape.inputs), out_step = odd_lines(round_up(last_output - first_output, kColumns));
   const int64_t fitting = kBlockFloats / (kPoints * (in_step + out_step)) / kRows * kRows;
   const int64_t block = smaller(fitting < kLeastBlock ? kLeastBlock : fitting, round_up(last - first, kRows));
   const int64_t in_point = odd_lines(block * in_step), out_point = odd_lines(block * out_step);
@@ -151,7 +164,7 @@ void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last)
   float* results = pixels + kPoints * in_point;
   float* zeros = results + kPoints * out_point;
   for (int64_t i = 0; i < shape.inputs; ++i) zeros[i] = 0.0f;
-  const int64_t kernel_step = kernel_point_step(shape), panels = kernel_units(shape);
+  const int64_t kernel_step = kernel_point_step(shape);
   for (int64_t begin = first; begin < last; begin += block) {
     const int64_t count = smaller(block, last - begin), rows = round_up(count, kRows);
     Tile tile = Tile::of(shape, begin);
@@ -164,17 +177,17 @@ void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last)
       float* a = pixels + point * in_point;
       for (int64_t i = count * in_step; i < rows * in_step; ++i) a[i] = 0.0f;
       for (int64_t k = 0; k < shape.inputs; k += kDepth) {
-        for (int64_t panel = 0; panel < panels; ++panel) {
+        for (int64_t panel = first_panel; panel < last_panel; ++panel) {
           const float* b = args.kernel + (panel * kPoints + point) * kernel_step + k * kColumns;
           multiply_panel<false>(rows, shape.outputs - panel * kColumns, a + k, in_step, b, kColumns,
                                 smaller(kDepth, shape.inputs - k), k > 0,
-                                results + point * out_point + panel * kColumns, out_step);
+                                results + point * out_point + (panel - first_panel) * kColumns, out_step);
         }
       }
     }
     tile = Tile::of(shape, begin);
     for (int64_t i = 0; i < count; ++i, tile.next(shape)) {
-      points_to_results(args, tile, results + i * out_step, out_point);
+      points_to_results(args, tile, first_output, last_output, results + i * out_step, out_point);
     }
   }
 }
@@ -280,9 +293,9 @@ void finish(const TfgenWinogradKernelGradient& args, int64_t first, int64_t last
 
 template <class Tile>
 WinogradKernels winograd_kernels_of() {
-  return {Tile::count,       kernel_size,  kernel_units,  transform_kernel<Tile>, convolve<Tile>,
-          chunk_tiles<Tile>, scratch_size, product_units, transform_tiles<Tile>,  add_products,
-          finish<Tile>};
+  return {Tile::count,     kernel_size,       kernel_units, by_panels<Tile>, transform_kernel<Tile>,
+          convolve<Tile>,  chunk_tiles<Tile>, scratch_size, product_units,   transform_tiles<Tile>,
+          add_products,    finish<Tile>};
 }
 
 inline WinogradKernels winograd_kernels(int64_t kernel_height, int64_t kernel_width) {

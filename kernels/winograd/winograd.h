@@ -55,6 +55,12 @@ typedef struct {
 
 void tfgen_winograd_convolve_cpu(const TfgenWinogradConvolution* args, int64_t first, int64_t last);
 
+// Whether that many threads had better share the work in the units of `transform_kernel`: each then needs only what it
+// has transformed itself, for all tiles.
+int32_t tfgen_winograd_by_kernel(const TfgenWinogradShape* shape, int64_t threads);
+// The same results, to the bit.
+void tfgen_winograd_convolve_by_kernel_cpu(const TfgenWinogradConvolution* args, int64_t first, int64_t last);
+
 // The gradient by the kernel. ----------------------------------------------------------------------------------
 
 typedef struct {

@@ -42,7 +42,17 @@ void tfgen_winograd_transform_kernel_cpu(const TfgenWinogradShape* shape, const 
 }
 
 void tfgen_winograd_convolve_cpu(const TfgenWinogradConvolution* args, int64_t first, int64_t last) {
-  tfgen::kernels_of(args->shape).convolve(*args, first, last);
+  const tfgen::WinogradKernels& kernels = tfgen::kernels_of(args->shape);
+  kernels.convolve(*args, first, last, 0, kernels.kernel_units(args->shape));
+}
+
+int32_t tfgen_winograd_by_kernel(const TfgenWinogradShape* shape, int64_t threads) {
+  return tfgen::kernels_of(*shape).by_panels(*shape, threads);
+}
+
+void tfgen_winograd_convolve_by_kernel_cpu(const TfgenWinogradConvolution* args, int64_t first, int64_t last) {
+  const tfgen::WinogradKernels& kernels = tfgen::kernels_of(args->shape);
+  kernels.convolve(*args, 0, kernels.tiles(args->shape), first, last);
 }
 
 int64_t tfgen_winograd_chunk_tiles(const TfgenWinogradShape* shape, int64_t threads) {

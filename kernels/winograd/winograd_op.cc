@@ -95,13 +95,21 @@ void Convolve(OpKernelContext* c, const Tensor& x, const Tensor& kernel, bool re
   OP_REQUIRES_OK(c, c->allocate_temp(DT_FLOAT, TensorShape({tfgen_winograd_kernel_size(&shape)}), &transformed));
   const float* taps = kernel.flat<float>().data();
   float* points = transformed.flat<float>().data();
-  const int64_t units = tfgen_winograd_kernel_units(&shape);
-  Share(c, units, kKernelCycles * inputs * (outputs / units + 1), [&](int64_t first, int64_t last) {
+  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data(), reversed};
+  const int64_t units = tfgen_winograd_kernel_units(&shape), tiles = tfgen_winograd_tiles(&shape);
+  const int64_t unit_cycles = kKernelCycles * inputs * (outputs / units + 1);
+  const int64_t tile_cycles = kProductCycles * inputs * outputs + kTileCycles * (inputs + outputs);
+  if (tfgen_winograd_by_kernel(&shape, c->device()->tensorflow_cpu_worker_threads()->num_threads)) {
+    Share(c, units, unit_cycles + tiles * tile_cycles / units, [&](int64_t first, int64_t last) {
+      tfgen_winograd_transform_kernel_cpu(&shape, taps, reversed, points, first, last);
+      tfgen_winograd_convolve_by_kernel_cpu(&args, first, last);
+    });
+    return;
+  }
+  Share(c, units, unit_cycles, [&](int64_t first, int64_t last) {
     tfgen_winograd_transform_kernel_cpu(&shape, taps, reversed, points, first, last);
   });
-  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data(), reversed};
-  Share(c, tfgen_winograd_tiles(&shape), kProductCycles * inputs * outputs + kTileCycles * (inputs + outputs),
-        [&](int64_t first, int64_t last) { tfgen_winograd_convolve_cpu(&args, first, last); });
+  Share(c, tiles, tile_cycles, [&](int64_t first, int64_t last) { tfgen_winograd_convolve_cpu(&args, first, last); });
 }
 
 template <const Family& family>

@@ -218,6 +218,9 @@ def test_steps_are_reported_and_noise_and_network_asked_as_said(name):
     assert seen == expected
     assert len(seen) == entry.evaluations(5)
     again = entry.function(ours, model, normal(), lambda i: noise(i + 100))
+    if entry.takes_eta:
+        entry.function(ours, model, normal(), drawn, eta=0.5)
+        assert asked == list(range(5))
     assert entry.deterministic() == np.array_equal(again, result)
     if not entry.from_images:  # the last step ends in a prediction, whose noise is masked
         np.testing.assert_allclose(result, told[-1][3], atol=1e-9)

@@ -1,7 +1,8 @@
 """Ways from noise to images, and from images to noise.
 
 Samplers are functions of one signature, `SamplerFunction`; they differ in how they solve the reverse process. Their
-steps are functions of their own, which work in graphs. x stands for images float32 [B, H, W, C] at some noise level.
+steps are compiled functions of their own, so that Python has a few calls to make beside the network's and not a hundred.
+x stands for images float32 [B, H, W, C] at some noise level.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class SamplerFunction(Protocol):
     Args:
       process: decides the steps.
       x: where to start: standard normal noise, for `reverse_ddim` images in [-1, 1].
-      noise: asked once in each step by the samplers that need it, also in the last one, where it counts for nothing.
+      noise: asked once in each step by the samplers that need it, also in the last one, where it counts for nothing;
+        by `ddim` only if eta is not 0.
       clip_denoised: clips predictions of x_0 to [-1, 1].
       denoised_fn: changes predictions of x_0 before that.
       eta: how much noise `ddim` adds; the others take 0 alone.
@@ -61,6 +63,7 @@ class SamplerFunction(Protocol):
 # Ancestral sampling ------------------------------------------------------------------------------------------
 
 
+@tf.function(autograph=False)
 def ancestral_step(prediction: Prediction, t: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """x_(t-1) drawn from the predicted distribution; its mean at t = 0. Ho et al. (2020), algorithm 2.
 
@@ -77,7 +80,7 @@ def ancestral(process, model, x, noise, *, clip_denoised=True, denoised_fn=None,
     _require_no_eta("ancestral", eta)
     for done, step in enumerate(reversed(range(process.steps))):
         t = _everywhere(step, x)
-        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        prediction = _predicted(process, model(x, t), x, t, clip_denoised, denoised_fn)
         x = ancestral_step(prediction, t, noise(done))
         _report(callback, done, process, x, prediction)
     return x
@@ -86,6 +89,7 @@ def ancestral(process, model, x, noise, *, clip_denoised=True, denoised_fn=None,
 # DDIM --------------------------------------------------------------------------------------------------------
 
 
+@tf.function(autograph=False)
 def ddim_step(
     process: Process, prediction: Prediction, x: tf.Tensor, t: tf.Tensor, noise: tf.Tensor, eta: float = 0.0
 ) -> tf.Tensor:
@@ -111,12 +115,13 @@ def ddim(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=
     """Song et al. (2021), DDIM."""
     for done, step in enumerate(reversed(range(process.steps))):
         t = _everywhere(step, x)
-        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
-        x = ddim_step(process, prediction, x, t, noise(done), eta)
+        prediction = _predicted(process, model(x, t), x, t, clip_denoised, denoised_fn)
+        x = ddim_step(process, prediction, x, t, noise(done) if eta else tf.zeros_like(x), eta)
         _report(callback, done, process, x, prediction)
     return x
 
 
+@tf.function(autograph=False)
 def reverse_ddim_step(process: Process, prediction: Prediction, x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     """x_(t+1) from x_t: DDIM, equation 14 in the other direction. The last step's result is the predicted noise."""
     eps = process.eps_from_xstart(x, t, prediction.pred_xstart)
@@ -130,7 +135,7 @@ def reverse_ddim(process, model, x, noise, *, clip_denoised=True, denoised_fn=No
     _require_no_eta("reverse_ddim", eta)
     for step in range(process.steps):
         t = _everywhere(step, x)
-        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        prediction = _predicted(process, model(x, t), x, t, clip_denoised, denoised_fn)
         x = reverse_ddim_step(process, prediction, x, t)
         _report(callback, step, process, x, prediction)
     return x
@@ -154,7 +159,7 @@ def dpm_solver_pp_2m(process, model, x, noise, *, clip_denoised=True, denoised_f
     previous = None  # the data prediction of the step before
     for done, step in enumerate(reversed(range(process.steps))):
         t = _everywhere(step, x)
-        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        prediction = _predicted(process, model(x, t), x, t, clip_denoised, denoised_fn)
         pred_xstart = prediction.pred_xstart
         if step == 0:
             x = pred_xstart
@@ -187,7 +192,7 @@ def heun(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=
 
     def slope(x: tf.Tensor, step: int) -> tuple[tf.Tensor, Prediction]:
         t = _everywhere(step, x)
-        prediction = process.p_mean_variance(model(x, t), x, t, clip_denoised, denoised_fn)
+        prediction = _predicted(process, model(x, t), x, t, clip_denoised, denoised_fn)
         eps = process.eps_from_xstart(x, t, prediction.pred_xstart)
         return _scaled(cosines[step], eps) - _scaled(sines[step], prediction.pred_xstart), prediction
 
@@ -213,7 +218,7 @@ class Sampler:
     Attributes:
       function: see `SamplerFunction`.
       description: one line for users.
-      needs_noise: asks for noise in each step.
+      needs_noise: asks for noise in each step, whatever eta is.
       takes_eta: other values of eta than 0.
       from_images: starts from images and ends in noise.
       evaluations_per_step: of the network, in every step but the last, which takes one.
@@ -232,14 +237,12 @@ class Sampler:
 
     def deterministic(self, eta: float = 0.0) -> bool:
         """The result is a function of the start alone."""
-        return eta == 0 if self.takes_eta else not self.needs_noise
+        return eta == 0 and not self.needs_noise
 
 
 SAMPLERS = {
     "ancestral": Sampler(ancestral, "draws every step from the learned reverse process (DDPM)", needs_noise=True),
-    "ddim": Sampler(
-        ddim, "implicit sampling, deterministic unless eta is set (DDIM)", needs_noise=True, takes_eta=True
-    ),
+    "ddim": Sampler(ddim, "implicit sampling, deterministic unless eta is set (DDIM)", takes_eta=True),
     "reverse_ddim": Sampler(reverse_ddim, "encodes images as the noise that ddim decodes", from_images=True),
     "dpm_solver_pp_2m": Sampler(dpm_solver_pp_2m, "second order in one evaluation per step (DPM-Solver++(2M))"),
     "heun": Sampler(heun, "second order in two evaluations per step (Karras et al.)", evaluations_per_step=2),
@@ -247,6 +250,18 @@ SAMPLERS = {
 
 
 # What samplers share -----------------------------------------------------------------------------------------
+
+
+_compiled_prediction = tf.function(Process.p_mean_variance, autograph=False)
+
+
+def _predicted(
+    process: Process, output: tf.Tensor, x: tf.Tensor, t: tf.Tensor, clip: bool, denoised_fn: Transform | None
+) -> Prediction:
+    """`Process.p_mean_variance`, compiled unless there is a function of the caller's in it."""
+    if denoised_fn is not None:
+        return process.p_mean_variance(output, x, t, clip, denoised_fn)
+    return _compiled_prediction(process, output, x, t, clip)
 
 
 def _everywhere(step: int, x: tf.Tensor) -> tf.Tensor:

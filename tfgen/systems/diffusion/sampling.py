@@ -142,6 +142,7 @@ class Sampler:
 
     def __init__(self, system: ImprovedDiffusion):
         self._system = system
+        self._respaced: dict[str, Process] = {}  # kept, since functions are compiled for a process
 
     # What samples are made from -------------------------------------------------------------------------
 
@@ -196,7 +197,9 @@ class Sampler:
         if not text:
             return self._system.process
         try:
-            return self._system.base_process.respaced(text)
+            if text not in self._respaced:
+                self._respaced[text] = self._system.base_process.respaced(text)
+            return self._respaced[text]
         except ValueError as error:
             name = "steps" if options.steps is not None else "timestep_respacing"
             raise SettingsError(f"--{name}={text}: {error}") from error
@@ -320,7 +323,12 @@ class Sampler:
 
 
 def _noise(stream: Key, shape: list[int], step: int) -> tf.Tensor:
-    return stream.fold("noise", step).normal(shape)
+    return _drawn(stream.seed, stream.first_sample, tf.constant(step, tf.int64), tuple(shape))
+
+
+@tf.function(autograph=False)
+def _drawn(seed: tf.Tensor, first_sample: tf.Tensor, step: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    return Key(seed, first_sample).fold("noise", step).normal(shape)
 
 
 def _preview(pred_xstart: tf.Tensor) -> np.ndarray:
