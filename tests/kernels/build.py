@@ -250,6 +250,8 @@ def load_cpu_kernels(library: Path) -> ctypes.CDLL:
         ("product_units", [shape], size),
         ("transform_kernel_cpu", [shape, array, ctypes.c_int32, array, size, size], None),
         ("convolve_cpu", [ctypes.POINTER(WinogradConvolution), size, size], None),
+        ("by_kernel", [shape, size], ctypes.c_int32),
+        ("convolve_by_kernel_cpu", [ctypes.POINTER(WinogradConvolution), size, size], None),
         ("transform_tiles_cpu", [gradient, size, size, size], None),
         ("add_products_cpu", [gradient, size, size, size, size], None),
         ("finish_cpu", [gradient, size, size], None),

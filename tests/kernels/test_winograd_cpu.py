@@ -69,8 +69,9 @@ def convolve(
     bias: np.ndarray | None,
     reverse: bool = False,
     size: int = 1 << 40,
+    by_kernel: bool = False,
 ) -> np.ndarray:
-    """The convolution, its work in pieces of `size` units."""
+    """The convolution, its work in pieces of `size` units; `by_kernel`: of units of the kernel and not tiles."""
     outputs = kernel.shape[2 if reverse else 3]
     shape = build.WinogradShape(*x.shape, outputs, *kernel.shape[:2])
     transformed = Guarded(kernels.tfgen_winograd_kernel_size(shape))
@@ -83,8 +84,12 @@ def convolve(
     arguments = build.WinogradConvolution(
         shape, x.ctypes.data, transformed.array.ctypes.data, at_bias, y.array.ctypes.data, reverse
     )
-    for piece in pieces(kernels.tfgen_winograd_tiles(shape), size):
-        kernels.tfgen_winograd_convolve_cpu(arguments, *piece)
+    if by_kernel:
+        for piece in pieces(kernels.tfgen_winograd_kernel_units(shape), size):
+            kernels.tfgen_winograd_convolve_by_kernel_cpu(arguments, *piece)
+    else:
+        for piece in pieces(kernels.tfgen_winograd_tiles(shape), size):
+            kernels.tfgen_winograd_convolve_cpu(arguments, *piece)
     transformed.checked()
     return y.checked()
 
@@ -192,12 +197,17 @@ def test_against_float64(kernels, rng, shape, taps):
 
 
 def check_cuts(kernels: ctypes.CDLL, rng: np.random.Generator) -> None:
-    for shape, taps in itertools.product(((2, 9, 8, 24, 40), (3, 16, 15, 70, 33)), TAPS):
+    for shape, taps in itertools.product(((2, 9, 8, 24, 40), (3, 16, 15, 70, 33), (1, 3, 4, 30, 100)), TAPS):
         x, kernel, bias, dy = drawn(rng, shape, taps)
+        dx = convolve(kernels, dy, kernel, None, reverse=True)
         y, dkernel = convolve(kernels, x, kernel, bias), kernel_gradient(kernels, x, dy, taps)
         for size in (1, 5, 64):
             np.testing.assert_array_equal(convolve(kernels, x, kernel, bias, size=size), y)
             np.testing.assert_array_equal(kernel_gradient(kernels, x, dy, taps, size=size), dkernel)
+        for size in (1, 2, 64):
+            np.testing.assert_array_equal(convolve(kernels, x, kernel, bias, size=size, by_kernel=True), y)
+            found = convolve(kernels, dy, kernel, None, reverse=True, size=size, by_kernel=True)
+            np.testing.assert_array_equal(found, dx)
 
 
 def test_cuts_do_not_change_a_bit(kernels, rng):
@@ -218,6 +228,16 @@ def check_chunks(kernels: ctypes.CDLL, rng: np.random.Generator) -> None:
 def test_chunks_do_not_change_a_bit(kernels, rng):
     """More threads take larger chunks of tiles, for the same sums."""
     check_chunks(kernels, rng)
+
+
+def test_small_images_are_shared_by_the_kernel(kernels):
+    def shared(*shape: int, threads: int) -> bool:
+        return bool(kernels.tfgen_winograd_by_kernel(build.WinogradShape(*shape, 3, 3), threads))
+
+    assert shared(8, 4, 4, 256, 128, threads=2)
+    assert not shared(8, 4, 4, 256, 128, threads=1)
+    assert not shared(8, 32, 32, 64, 64, threads=2)  # many tiles
+    assert not shared(8, 4, 4, 256, 16, threads=2)  # a kernel that cannot be shared
 
 
 @pytest.mark.parametrize("taps", TAPS, ids=str)

@@ -161,7 +161,7 @@ def test_threads_do_not_change_a_bit(tmp_path):
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         results.append(np.load(path))
-    assert len(results[0].files) == 9
+    assert len(results[0].files) == 18
     for name in results[0].files:
         assert np.isfinite(results[0][name]).all()
         np.testing.assert_array_equal(results[1][name], results[0][name])
@@ -325,9 +325,10 @@ def main() -> None:
     results = {}
     for rows, columns in ((3, 3), (2, 3), (2, 2)):
         form = function("compiled", (rows, columns))
-        arrays = value_and_gradients(form, *drawn((5, 31, 30, 96, 80), (rows, columns)))[:3]
-        for name, array in zip(("y", "dx", "dkernel"), arrays, strict=True):
-            results[f"{name}_{rows}x{columns}"] = array
+        for size, shape in (("large", (5, 31, 30, 96, 80)), ("small", (3, 6, 7, 64, 128))):  # shared in different ways
+            arrays = value_and_gradients(form, *drawn(shape, (rows, columns)))[:3]
+            for name, array in zip(("y", "dx", "dkernel"), arrays, strict=True):
+                results[f"{name}_{rows}x{columns}_{size}"] = array
     np.savez(sys.argv[1], **results)
 
 
