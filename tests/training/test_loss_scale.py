@@ -33,6 +33,17 @@ def test_stays_when_the_loss_itself_is_not_finite(norm_is_finite: bool) -> None:
     assert _after(65536.0, False, norm_is_finite) == 65536.0
 
 
+def test_halves_when_the_loss_is_not_finite_where_that_counts() -> None:
+    loss_scale = LossScale(LossScaleSettings(initial=65536.0, minimum=1024.0, loss_counts=True))
+    for loss_is_finite, norm_is_finite, expected in (
+        (False, True, 32768.0),
+        (False, False, 16384.0),
+        (True, False, 8192.0),
+    ):
+        loss_scale.update(tf.constant(loss_is_finite), tf.constant(norm_is_finite))
+        assert float(loss_scale.scale) == expected
+
+
 def test_static_is_constant() -> None:
     assert [_after(65536.0, True, norm, dynamic=False) for norm in (False, True)] == [65536.0, 65536.0]
 

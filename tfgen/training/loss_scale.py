@@ -39,11 +39,13 @@ class LossScale(tf.Module):
 
         Args:
           loss_is_finite: bool scalar. If False the forward pass itself failed, of which the scale is not the
-            cause, and the scale stays.
+            cause, and the scale stays unless `settings.loss_counts`.
           norm_is_finite: bool scalar, of the norm that `clip_by_global_norm` reports.
         """
         if not self.settings.dynamic:
             return
+        if self.settings.loss_counts:
+            loss_is_finite, norm_is_finite = tf.constant(True), norm_is_finite & loss_is_finite
         scale = self.scale.read_value()
         grown = tf.minimum(scale * self.settings.growth, CEILING)
         backed_off = tf.where(scale > self.settings.minimum, scale * BACKOFF, scale)

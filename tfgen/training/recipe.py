@@ -105,9 +105,11 @@ class LossScaleSettings:
       minimum: the scale is never halved from at or below this value.
       dynamic: grow on good steps and halve on overflow; otherwise `initial` throughout.
       growth: factor of a good step.
+      loss_counts: halve, too, where the loss itself is not finite; otherwise that leaves the scale alone.
     """
 
     initial: float = 2.0**16
     minimum: float = 2.0**10
     dynamic: bool = True
     growth: float = 1.0003466337  # doubles in 2000 good steps
+    loss_counts: bool = False

@@ -20,7 +20,7 @@ from tfgen.systems.diffusion.likelihood_terms import bits_per_dim_loop
 from tfgen.systems.diffusion.process import Process
 from tfgen.systems.diffusion.resizing import area, from_uint8
 from tfgen.systems.diffusion.samplers import Model
-from tfgen.systems.diffusion.sampling import Conditions
+from tfgen.systems.diffusion.sampling import Conditions, step_noise
 
 if TYPE_CHECKING:
     from tfgen.systems.diffusion.system import ImprovedDiffusion
@@ -103,7 +103,7 @@ class Evaluator:
         x_start = from_uint8(rows["image"])
         model = system.model(process, conditions_of(system, rows, x_start))
         if options.terms is None:
-            noise = functools.partial(_noise, key, tuple(x_start.shape))
+            noise = functools.partial(step_noise, key, list(x_start.shape))
             loop = bits_per_dim_loop(process, model, x_start, noise, clip_denoised=options.clip_denoised)
             return {
                 "bits_per_dim_bound": loop["total_bpd"].numpy(),
@@ -134,15 +134,25 @@ def bound_term(
     The process is cut into `terms` equal parts, and a step drawn from number `part` for each image. With as many terms
     as steps every step is computed once, and the sum is the whole bound.
     """
+    part, terms = tf.cast(part, tf.int32), tf.cast(terms, tf.float64)
+    x_t, t = _drawn_step(process, x_start, key.seed, key.first_sample, part, terms)
+    term, _ = _bound_term(process, model(x_t, t), x_start, x_t, t, clip_denoised)
+    return term * tf.cast(process.steps / terms, tf.float32)
+
+
+_bound_term = tf.function(Process.variational_bound_term, autograph=False)
+
+
+@tf.function(autograph=False)
+def _drawn_step(
+    process: Process, x_start: tf.Tensor, seed: tf.Tensor, first_sample: tf.Tensor, part: tf.Tensor, terms: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """x_t and t for `bound_term`."""
     count, steps = tf.shape(x_start)[0], process.steps
-    stream = key.fold("term", part)
-    length = steps / tf.cast(terms, tf.float64)
-    place = (tf.cast(part, tf.float64) + tf.cast(stream.uniform([count, 1])[:, 0], tf.float64)) * length
-    t = tf.minimum(tf.cast(place, tf.int32), steps - 1)
-    noise = stream.fold("noise").normal([count, *x_start.shape[1:]])
-    x_t = process.q_sample(x_start, t, noise)
-    term, _ = process.variational_bound_term(model(x_t, t), x_start, x_t, t, clip_denoised)
-    return term * tf.cast(length, tf.float32)
+    stream = Key(seed, first_sample).fold("term", part)
+    uniform = tf.cast(stream.uniform([count, 1])[:, 0], tf.float64)
+    t = tf.minimum(tf.cast((tf.cast(part, tf.float64) + uniform) * (steps / terms), tf.int32), steps - 1)
+    return process.q_sample(x_start, t, stream.fold("noise").normal([count, *x_start.shape[1:]])), t
 
 
 def conditions_of(system: ImprovedDiffusion, rows: dict, x_start: tf.Tensor) -> Conditions:
@@ -151,7 +161,3 @@ def conditions_of(system: ImprovedDiffusion, rows: dict, x_start: tf.Tensor) -> 
     labels = tf.cast(rows["label"], tf.int32) if config.class_cond else None
     low_res = area(x_start, config.small_size, config.small_size) if config.super_resolution else None
     return Conditions(labels, low_res)
-
-
-def _noise(key: Key, shape: tuple[int, ...], step: int) -> tf.Tensor:
-    return key.fold("noise", step).normal(shape)

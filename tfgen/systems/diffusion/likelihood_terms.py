@@ -9,6 +9,29 @@ import tensorflow as tf
 from tfgen.systems.diffusion.process import Process, mean_over_image
 from tfgen.systems.diffusion.samplers import Model, Noise
 
+# Compiled, so that beside the network's call Python has two to make for each step and not a hundred.
+diffused = tf.function(Process.q_sample, autograph=False)
+
+
+@tf.function(autograph=False)
+def _terms(
+    process: Process,
+    output: tf.Tensor,
+    x_start: tf.Tensor,
+    x_t: tf.Tensor,
+    t: tf.Tensor,
+    noise: tf.Tensor,
+    clip_denoised: bool,
+) -> dict[str, tf.Tensor]:
+    """[B] by name, of one step."""
+    vb, pred_xstart = process.variational_bound_term(output, x_start, x_t, t, clip_denoised)
+    eps = process.eps_from_xstart(x_t, t, pred_xstart)
+    return {
+        "vb": vb,
+        "xstart_mse": mean_over_image(tf.math.squared_difference(pred_xstart, x_start)),
+        "mse": mean_over_image(tf.math.squared_difference(eps, noise)),
+    }
+
 
 def bits_per_dim_loop(
     process: Process,
@@ -36,12 +59,9 @@ def bits_per_dim_loop(
     for done, step in enumerate(reversed(range(process.steps))):
         t = tf.fill([tf.shape(x_start)[0]], step)
         drawn = noise(done)
-        x_t = process.q_sample(x_start, t, drawn)
-        vb, pred_xstart = process.variational_bound_term(model(x_t, t), x_start, x_t, t, clip_denoised)
-        eps = process.eps_from_xstart(x_t, t, pred_xstart)
-        terms["vb"].append(vb)
-        terms["xstart_mse"].append(mean_over_image(tf.math.squared_difference(pred_xstart, x_start)))
-        terms["mse"].append(mean_over_image(tf.math.squared_difference(eps, drawn)))
+        x_t = diffused(process, x_start, t, drawn)
+        for name, value in _terms(process, model(x_t, t), x_start, x_t, t, drawn, clip_denoised).items():
+            terms[name].append(value)
         if callback is not None:
             callback(done + 1, process.steps)
     results = {name: tf.stack(values, axis=1) for name, values in terms.items()}  # [B, T]

@@ -1,7 +1,7 @@
 """Ways from noise to images, and from images to noise.
 
 Samplers are functions of one signature, `SamplerFunction`; they differ in how they solve the reverse process. Their
-steps are compiled functions of their own, so that Python has a few calls to make beside the network's and not a hundred.
+steps are compiled functions of their own, so that beside the network's call Python has a few to make and not a hundred.
 x stands for images float32 [B, H, W, C] at some noise level.
 """
 

@@ -240,7 +240,7 @@ class Sampler:
                     callback(place * total + done, len(batches) * total, preview)
 
             model = self.model(process, conditions, options.guidance_scale)
-            noise = functools.partial(_noise, stream, shape)
+            noise = functools.partial(step_noise, stream, shape)
             if options.reconstruct:
                 originals = _rows(from_uint8(images), own, size)
                 begin = samplers.reverse_ddim(process, model, originals, noise, clip_denoised=options.clip_denoised)
@@ -322,7 +322,8 @@ class Sampler:
         return grids.display_grid(np.concatenate([enlarged, samples], axis=2))
 
 
-def _noise(stream: Key, shape: list[int], step: int) -> tf.Tensor:
+def step_noise(stream: Key, shape: list[int], step: int) -> tf.Tensor:
+    """The standard normal numbers of a step: float32 of that shape."""
     return _drawn(stream.seed, stream.first_sample, tf.constant(step, tf.int64), tuple(shape))
 
 

@@ -118,8 +118,11 @@ class ImprovedDiffusion(System):
             non_finite="skip",
             skipped_steps_count=True,
             ema_decays=config.ema_decays,
+            # Gradients that are not finite halve the scale, whether the loss is or not.
             loss_scale=(
-                LossScaleSettings(2.0**20, minimum=2.0**-20, growth=2.0**config.fp16_scale_growth) if half else None
+                LossScaleSettings(2.0**20, 2.0**-20, growth=2.0**config.fp16_scale_growth, loss_counts=True)
+                if half
+                else None
             ),
             log_every=config.log_interval,
             save_every=config.save_interval,
