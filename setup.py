@@ -93,6 +93,13 @@ def kernels():
     return [Extension("tfgen._kernels", sources=names["cc"] + names["cu"], depends=names["h"] + names["cuh"])]
 
 
+def find_nvcc():
+    """The compiler of CUDA: of $CUDA_HOME, on the path, or in the usual folder; None."""
+    home = os.environ.get("CUDA_HOME")
+    places = [f"{home}/bin/nvcc"] if home else []
+    return next(filter(None, map(shutil.which, [*places, "nvcc", "/usr/local/cuda/bin/nvcc"])), None)
+
+
 class BuildKernels(build_ext):
     """Compiles `kernels/` into one library of TensorFlow operations."""
 
@@ -136,7 +143,7 @@ class BuildKernels(build_ext):
 
     def cuda_toolkit(self):
         """The folder of CUDA's headers and libraries; None, with a message, where the kernels for GPUs are left out."""
-        nvcc = shutil.which("nvcc")
+        nvcc = find_nvcc()
         if os.environ.get("TFGEN_CUDA") == "0" or not nvcc:
             reason = "nvcc was not found" if not nvcc else "TFGEN_CUDA=0"
             say(f"kernels for the CPU only: {reason}")
@@ -159,7 +166,7 @@ class BuildKernels(build_ext):
     def nvcc(self, toolkit, source, folder):
         codes = [word for code in CUDA_ARCHITECTURES for word in ("-gencode", code)]
         flags = ["-I.", "-O3", "-std=c++17", "-Xcompiler", "-fPIC", "--threads", "0", *codes]
-        return [shutil.which("nvcc"), "-c", *flags, source, "-o", str(self.object_of(source, folder))]
+        return [find_nvcc(), "-c", *flags, source, "-o", str(self.object_of(source, folder))]
 
     def run_together(self, commands):
         """As many at a time as there are processors; the first that fails is the error of all."""

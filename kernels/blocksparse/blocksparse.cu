@@ -17,7 +17,7 @@ namespace tfgen {
 namespace blocksparse {
 namespace {
 
-constexpr int64_t kMaxSize = 256;        // widest head
+constexpr int64_t kMaxSize = TFGEN_BLOCKSPARSE_MAX_CUDA_SIZE;
 constexpr int64_t kMaxTensorCore = 128;  // widest head whose sums fit the registers of a warp
 // Slots that a row keeps on average, blocks counted whole, from which on the pipeline is used. A forward pass does half
 // as many operations a byte: 128 here, where an A100 can do 156 and an H100 295 while it moves a byte. Below, time goes

@@ -69,6 +69,8 @@ int64_t tfgen_blocksparse_group_blocks(const struct TfgenBlocksparseShape* shape
 void tfgen_blocksparse_backward_group_cpu(const struct TfgenBlocksparseBackward* args, int64_t first, int64_t last);
 const char* tfgen_blocksparse_cpu_isa(void);  // "avx512_bf16", "avx512", "avx2" or "portable": what runs here
 
+#define TFGEN_BLOCKSPARSE_MAX_CUDA_SIZE 256  // features of a head's keys and of its values
+
 // CUDA (compiled from blocksparse.cu). All pointers, those of the lists included, are device memory; `stream` is a
 // cudaStream_t. Returns a cudaError_t, 0 for success.
 int tfgen_blocksparse_forward_cuda(const struct TfgenBlocksparseForward* args, void* stream);

@@ -401,12 +401,20 @@ void RequireSuccess(OpKernelContext* c, int error) {
                                            cudaGetErrorString(static_cast<cudaError_t>(error))));
 }
 
+Status CheckSizes(const TfgenBlocksparseShape& shape) {
+  const int64_t widest = shape.key_size > shape.value_size ? shape.key_size : shape.value_size;
+  if (widest <= TFGEN_BLOCKSPARSE_MAX_CUDA_SIZE) return OkStatus();
+  return InvalidArgument("block-sparse attention on a GPU takes heads of up to ", TFGEN_BLOCKSPARSE_MAX_CUDA_SIZE,
+                         " features, found ", widest, "; use more heads, or TFGEN_PURE_TF=1");
+}
+
 class AttentionGpuOp : public AttentionOp {
  public:
   using AttentionOp::AttentionOp;
 
  protected:
   void Run(OpKernelContext* c, TfgenBlocksparseForward* args) override {
+    OP_REQUIRES_OK(c, CheckSizes(args->shape));
     OP_REQUIRES_OK(c, rows_.Get(c, kRows, &args->rows));
     RequireSuccess(c, tfgen_blocksparse_forward_cuda(args, c->eigen_gpu_device().stream()));
   }
@@ -421,6 +429,7 @@ class AttentionGradGpuOp : public AttentionGradOp {
 
  protected:
   void Run(OpKernelContext* c, TfgenBlocksparseBackward* args) override {
+    OP_REQUIRES_OK(c, CheckSizes(args->shape));
     OP_REQUIRES_OK(c, rows_.Get(c, kRows, &args->rows));
     OP_REQUIRES_OK(c, columns_.Get(c, kColumns, &args->columns));
     RequireSuccess(c, tfgen_blocksparse_backward_cuda(args, c->eigen_gpu_device().stream()));

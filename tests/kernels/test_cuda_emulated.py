@@ -15,7 +15,7 @@ import pytest
 
 from tests.kernels import build
 from tests.kernels.attention import Result, block_lists
-from tests.kernels.emulated import EMULATION, compile_emulated
+from tests.kernels.emulated import compile_emulated
 from tests.kernels.test_blocksparse_cpu import DTYPES, Case, c_lists, check, pointer, random_inputs, random_keep
 from tests.seeds import SEED
 
@@ -198,7 +198,7 @@ FAULTS = {  # in the order of `Fault` in broken.cu
 @pytest.fixture(scope="session")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     library = tmp_path_factory.mktemp("broken") / "broken.so"
-    return compile_emulated(str((EMULATION / "broken.cu").relative_to(build.ROOT)), library)
+    return compile_emulated("tests/kernels/cuda_emulation/broken.cu", library)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

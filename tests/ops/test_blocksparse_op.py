@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -75,6 +76,59 @@ def test_random_layouts_of_odd_shapes(case, dtype):
         lambda q, k, v: block_sparse_attention(q, k, v, lists, heads, stride),
         arrays, dtype, token_masks(lists, stride), heads,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD, ids=str)
+def test_random_layouts_in_plain_tensorflow(case):
+    """Against the operation, which is tested against float64; float64 arguments, and XLA."""
+    batch, heads, key_size, value_size, blocks, blocksize, stride, per_head = case
+    lists = random_lists(blocks, blocksize, heads if per_head else 1, density=0.5)
+    arrays = fresh((batch, blocks * blocksize, heads * key_size), heads * value_size)
+    expected = output_and_gradients(lambda *x: block_sparse_attention(*x, lists, heads, stride), arrays, tf.float32)
+
+    def reference(*x: tf.Tensor) -> tf.Tensor:
+        with plain_tensorflow():
+            return block_sparse_attention(*x, lists, heads, stride)
+
+    for dtype, form in (
+        (tf.float32, reference),
+        (tf.float64, reference),
+        (tf.float32, tf.function(reference, jit_compile=True)),
+    ):
+        for found, other in zip(output_and_gradients(form, arrays, dtype), expected, strict=True):
+            np.testing.assert_allclose(found, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "layouts", "stride", "message"),
+    [
+        ((1, 32, 8), 3, 1, 1, "must divide into 3 heads"),
+        ((1, 24, 8), 2, 1, 1, r"query must have shape \[B, 32, features\]"),
+        ((1, 32, 8), 2, 3, 1, "3 layouts"),
+        ((1, 32, 8), 2, 1, 5, "stride 5"),
+    ],
+)
+def test_what_plain_tensorflow_refuses(shape, heads, layouts, stride, message):
+    lists = from_layout(np.ones([layouts, 4, 4], bool), 8)
+    with plain_tensorflow(), pytest.raises(ValueError, match=message):
+        block_sparse_attention(*[tf.zeros(shape)] * 3, lists, heads, stride)
+
+
+def test_heads_and_gpus_that_the_kernels_do_not_take(monkeypatch, caplog):
+    pattern, built = Pattern("a_all", 16), dataclasses.replace(LIBRARY, cuda=True)
+    monkeypatch.setattr(library, "load", lambda: built)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["a device"] if kind == "GPU" else [])
+    details = {"compute_capability": (8, 0)}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a device"])
+    cases = (((8, 0), 257, "heads of up to 256 features, found 257"), ((7, 5), 32, "8.0 or more, found 7.5"))
+    for capability, width, message in cases:
+        details["compute_capability"] = capability
+        tensors = [tf.constant(x, tf.float32) for x in fresh((1, 16, width), width)[:3]]
+        library.log_once.cache_clear()
+        caplog.clear()
+        np.testing.assert_array_equal(attention(*tensors, pattern, 1), reference_attention(*tensors, pattern, 1))
+        assert message in caplog.text
 
 
 def test_extreme_logits():
@@ -200,8 +254,11 @@ def test_plain_tensorflow_is_plain():
     with plain_tensorflow():
         traced = tf.function(lambda *x: attention(*x, pattern, 2), input_signature=[tf.TensorSpec([1, 96, 8])] * 3)
         assert not [name for name in operations(traced) if name.startswith("Tfgen")]
-        with pytest.raises(RuntimeError, match="unset TFGEN_PURE_TF or build the kernels"):
-            block_sparse_attention(*[tf.zeros([1, 96, 8])] * 3, pattern.block_lists(), 2)
+        lists = pattern.block_lists()
+        traced = tf.function(
+            lambda *x: block_sparse_attention(*x, lists, 2), input_signature=[tf.TensorSpec([None, 96, 8])] * 3
+        )
+        assert not [name for name in operations(traced) if name.startswith("Tfgen")]
     assert library.load() is LIBRARY
 
 

@@ -7,7 +7,6 @@ import pytest
 import tensorflow as tf
 
 from tests.seeds import SEED
-from tfgen.ops import concat_elu as module
 from tfgen.ops import library
 from tfgen.ops.concat_elu import concat_elu, concat_elu_reference
 
@@ -98,7 +97,7 @@ def test_which_form_runs(monkeypatch):
     with library.plain_tensorflow():
         assert "Elu" in operations(concat_elu)
         assert "TfgenConcatElu" not in operations(concat_elu)
-    monkeypatch.setattr(module, "_gpu_visible", lambda: True)
+    monkeypatch.setattr(library, "gpu_visible", lambda: True)
     assert "TfgenConcatElu" not in operations(concat_elu)
 
 

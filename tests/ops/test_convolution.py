@@ -202,7 +202,7 @@ def test_which_form_runs(monkeypatch, taps):
     assert not operations(form, *layer(taps), dtype=tf.float16) & compiled
     with library.plain_tensorflow():
         assert not operations(form, *layer(taps)) & compiled
-    monkeypatch.setattr(module, "_gpu_visible", lambda: True)
+    monkeypatch.setattr(library, "gpu_visible", lambda: True)
     assert not operations(form, *layer(taps)) & compiled
     monkeypatch.undo()
     monkeypatch.setenv("TFGEN_PURE_TF", "1")

@@ -12,7 +12,6 @@ import pytest
 import tensorflow as tf
 
 from tests.seeds import SEED
-from tfgen.ops import group_norm as module
 from tfgen.ops import library
 from tfgen.ops.group_norm import EPSILON, group_norm
 
@@ -202,7 +201,7 @@ def test_which_form_runs(form, monkeypatch):
         assert operations(dtype) >= COMPILED
     with library.plain_tensorflow():
         assert not operations() & COMPILED
-    monkeypatch.setattr(module, "_gpu_visible", lambda: True)
+    monkeypatch.setattr(library, "gpu_visible", lambda: True)
     assert not operations() & COMPILED
     monkeypatch.undo()
     monkeypatch.setenv("TFGEN_PURE_TF", "1")

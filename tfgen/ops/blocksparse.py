@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfgen.ops import library
 from tfgen.ops.block_lists import BlockLists
-from tfgen.ops.blocksparse_reference import check_shapes, reference_attention
+from tfgen.ops.blocksparse_reference import check_shapes, reference_attention, reference_block_sparse_attention
 from tfgen.ops.library import plain_tensorflow
 from tfgen.ops.patterns import CAUSAL_MODES, MODES, STRIDED_MODES, Pattern, PatternError
 
@@ -32,9 +32,12 @@ __all__ = [
     "block_sparse_attention",
     "plain_tensorflow",
     "reference_attention",
+    "reference_block_sparse_attention",
 ]
 
 _DTYPES = (tf.float32, tf.bfloat16, tf.float16)
+_MAX_GPU_FEATURES = 256  # of a head: TFGEN_BLOCKSPARSE_MAX_CUDA_SIZE in kernels/blocksparse/blocksparse.h
+_LEAST_CAPABILITY = (8, 0)  # what the kernels are built for, and later ones
 
 
 def attention(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, pattern: Pattern, num_heads: int) -> tf.Tensor:
@@ -61,6 +64,7 @@ def attention(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, pattern: Patte
         return reference_attention(query, key, value, pattern, num_heads)
     blocks = pattern.block_form()
     obstacle = _obstacle(compiled, {query.dtype, key.dtype, value.dtype}, pattern, blocks)
+    obstacle = obstacle or _gpu_obstacle(compiled, max(query.shape[2], value.shape[2]) // num_heads)
     if obstacle or blocks is None:
         library.log_once(logging.WARNING, f"attention in plain TensorFlow: {obstacle}")
         return reference_attention(query, key, value, pattern, num_heads)
@@ -78,8 +82,22 @@ def _obstacle(compiled: library.Library, dtypes: set[tf.DType], pattern: Pattern
     if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
         found = ", ".join(sorted(dtype.name for dtype in dtypes))
         return f"the compiled operation takes float32, bfloat16 or float16, the same for all arguments, found {found}"
-    if not compiled.cuda and tf.config.list_logical_devices("GPU"):
+    return ""
+
+
+def _gpu_obstacle(compiled: library.Library, features: int) -> str:
+    """Why the compiled operation cannot run where there is a GPU; empty if it can, or if there is none."""
+    if not tf.config.list_logical_devices("GPU"):
+        return ""
+    if not compiled.cuda:
         return "the kernels were built without CUDA (no nvcc was found then), and there is a GPU"
+    if features > _MAX_GPU_FEATURES:
+        return f"the kernels for GPUs take heads of up to {_MAX_GPU_FEATURES} features, found {features}"
+    for device in tf.config.list_physical_devices("GPU"):
+        capability = tf.config.experimental.get_device_details(device).get("compute_capability")
+        if capability and capability < _LEAST_CAPABILITY:
+            expected, found = (".".join(map(str, pair)) for pair in (_LEAST_CAPABILITY, capability))
+            return f"the kernels for GPUs need compute capability {expected} or more, found {found}"
     return ""
 
 
@@ -87,6 +105,8 @@ def block_sparse_attention(
     query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, lists: BlockLists, num_heads: int, stride: int = 1
 ) -> tf.Tensor:
     """The compiled operation, for any layout. Differentiable, once; the same bits every time.
+
+    Without it, and within `plain_tensorflow()`, `reference_block_sparse_attention` computes the same with all pairs.
 
     Args:
       query, key: [B, T, H * Dk], float32, bfloat16 or float16.
@@ -99,15 +119,11 @@ def block_sparse_attention(
       [B, T, H * Dv], the dtype of `value`; zero where a query keeps no key.
 
     Raises:
-      RuntimeError: where there is no compiled library, or plain TensorFlow was asked for.
       tf.errors.InvalidArgumentError: arguments that do not fit together (ValueError while a graph is built).
     """
     compiled = library.load()
     if compiled is None:
-        raise RuntimeError(
-            "block_sparse_attention takes any layout and has no form in plain TensorFlow: "
-            f"unset {library.PURE_VARIABLE} or build the kernels: {library.REBUILD}"
-        )
+        return reference_block_sparse_attention(query, key, value, lists, num_heads, stride)
     out, _ = compiled.operations.tfgen_blocksparse_attention(
         query, key, value, *lists.tensors(), num_heads=num_heads, blocksize=lists.blocksize, stride=stride
     )

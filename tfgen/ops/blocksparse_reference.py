@@ -10,6 +10,7 @@ import math
 
 import tensorflow as tf
 
+from tfgen.ops.block_lists import BlockLists
 from tfgen.ops.patterns import STRIDED_MODES, Pattern, PatternError
 
 # Stands for "excluded" before the softmax. Finite, so that a row never turns into NaN, and far enough below any
@@ -55,6 +56,45 @@ def reference_attention(
     else:
         attended = _dense(q, k, v, pattern)
     return tf.cast(tf.reshape(attended, tf.shape(value)), value.dtype)  # [B, T, H * Dv]
+
+
+def reference_block_sparse_attention(
+    query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, lists: BlockLists, num_heads: int, stride: int = 1
+) -> tf.Tensor:
+    """`tfgen.ops.blocksparse.block_sparse_attention` in plain TensorFlow: all pairs, masked.
+
+    It computes and stores T x T scores for each head, and a graph holds a mask of T x T bytes for each layout: for
+    lengths of a few thousand.
+
+    Args and returns: as there; float64 arguments are computed in float64.
+
+    Raises:
+      ValueError: arguments that do not fit together, or whose features are not known.
+    """
+    length, layouts = lists.blocks * lists.blocksize, lists.layouts
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.shape.rank != 3 or tensor.shape[2] is None or tensor.shape[1] not in (length, None):
+            raise ValueError(f"{name} must have shape [B, {length}, features], found {tensor.shape}")
+        if tensor.shape[2] % num_heads:
+            raise ValueError(f"the features of {name} must divide into {num_heads} heads, found {tensor.shape}")
+    if query.shape[2] != key.shape[2] or layouts not in (1, num_heads) or stride < 1 or length % stride:
+        raise ValueError(
+            f"expected query and key of the same features, one layout or one for each of {num_heads} heads, and a "
+            f"stride that divides {length}; found {query.shape}, {key.shape}, {layouts} layouts and stride {stride}"
+        )
+    compute = tf.float64 if query.dtype == tf.float64 else tf.float32
+
+    def by_head(x: tf.Tensor) -> tf.Tensor:
+        """[B, T, H * D] in token order -> [B, H, T, D] in the order of slots."""
+        heads = tf.reshape(tf.cast(x, compute), [-1, length // stride, stride, num_heads, x.shape[2] // num_heads])
+        return tf.reshape(tf.transpose(heads, [0, 3, 2, 1, 4]), [-1, num_heads, length, x.shape[2] // num_heads])
+
+    mask = lists.mask()  # [layouts, T, T]
+    scale = math.sqrt(query.shape[2] // num_heads)
+    attended = _attend(by_head(query) / scale, by_head(key), by_head(value), tf.constant(mask))  # [B, H, T, Dv]
+    attended = tf.where(tf.constant(mask.any(axis=2, keepdims=True)), attended, tf.zeros([], compute))
+    slots = tf.reshape(attended, [-1, num_heads, stride, length // stride, value.shape[2] // num_heads])
+    return tf.cast(tf.reshape(tf.transpose(slots, [0, 3, 2, 1, 4]), tf.shape(value)), value.dtype)
 
 
 def check_shapes(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, pattern: Pattern, num_heads: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import tensorflow as tf
 
 from tfgen.ops import library
@@ -22,7 +20,7 @@ def concat_elu(x: tf.Tensor) -> tf.Tensor:
     Returns:
       [..., 2 F], the dtype of `x`. Differentiable any number of times.
     """
-    kernels = library.load() if x.dtype == tf.float32 and not _gpu_visible() else None
+    kernels = library.load() if x.dtype == tf.float32 and not library.gpu_visible() else None
     return concat_elu_reference(x) if kernels is None else kernels.operations.tfgen_concat_elu(x)
 
 
@@ -45,8 +43,3 @@ def _second_gradient(operation: tf.Operation, upstream: tf.Tensor) -> tuple[tf.T
     zero = tf.zeros_like(x)
     curved = tf.where(x < 0, of_first * slope, zero) + tf.where(x > 0, of_second * opposite, zero)
     return upstream * curved, tf.concat([upstream * slope, -upstream * opposite], axis=-1)
-
-
-@functools.cache
-def _gpu_visible() -> bool:
-    return bool(tf.config.list_logical_devices("GPU"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
 import tensorflow as tf
@@ -111,7 +110,7 @@ def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
         return "the kernels are not built, or not to be used"
     if x.dtype != tf.float32:
         return f"the compiled operation takes float32, found {x.dtype.name}"
-    if _gpu_visible():
+    if library.gpu_visible():
         return "the compiled operation is for the CPU, and there is a GPU"
     _, height, width, inputs = x.shape
     outputs = kernel.shape[3]
@@ -186,8 +185,3 @@ def _causal_kernel_gradient(x: tf.Tensor, dy: tf.Tensor, width: int) -> tf.Tenso
 
 def _causal_without_bias(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return library.loaded().operations.tfgen_causal_convolution(x, kernel, tf.zeros(tf.shape(kernel)[3:]))
-
-
-@functools.cache
-def _gpu_visible() -> bool:
-    return bool(tf.config.list_logical_devices("GPU"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -24,7 +23,7 @@ def gelu(x: tf.Tensor) -> tf.Tensor:
     Returns:
       Of the shape and dtype of `x`. Differentiable twice.
     """
-    kernels = library.load() if x.dtype == tf.float32 and not _gpu_visible() else None
+    kernels = library.load() if x.dtype == tf.float32 and not library.gpu_visible() else None
     return gelu_reference(x) if kernels is None else kernels.operations.tfgen_gelu(x)
 
 
@@ -57,8 +56,3 @@ def _distribution(x: tf.Tensor) -> tf.Tensor:
 
 def _density(x: tf.Tensor) -> tf.Tensor:
     return x.dtype.as_numpy_dtype(1.0 / math.sqrt(2.0 * math.pi)) * tf.exp(-0.5 * tf.square(x))
-
-
-@functools.cache
-def _gpu_visible() -> bool:
-    return bool(tf.config.list_logical_devices("GPU"))

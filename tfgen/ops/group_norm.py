@@ -5,7 +5,6 @@ Compiled for the CPU, and in plain TensorFlow.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -52,7 +51,7 @@ def group_norm(
     if modulation is not None:
         factor = 1.0 + tf.cast(modulation[0], tf.float32)
         gain, offset = gain * factor, offset * factor + tf.cast(modulation[1], tf.float32)  # [B, C]
-    kernels = None if x.dtype == tf.float64 or _gpu_visible() else library.load()
+    kernels = None if x.dtype == tf.float64 or library.gpu_visible() else library.load()
     if kernels is None:
         return group_norm_reference(x, gain, offset, groups, silu)
     return kernels.operations.tfgen_group_norm(x, gain, offset, groups=groups, epsilon=EPSILON, silu=silu).y
@@ -142,8 +141,3 @@ def _on_pixels(values: tf.Tensor) -> tf.Tensor:
 def _summed_like(gradient: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     """A gradient [B, C] summed over the batch if `values` [1, C] serve all samples."""
     return tf.reduce_sum(gradient, axis=0, keepdims=True) if values.shape[0] == 1 else gradient
-
-
-@functools.cache
-def _gpu_visible() -> bool:
-    return bool(tf.config.list_logical_devices("GPU"))

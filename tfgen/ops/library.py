@@ -58,6 +58,7 @@ def plain_tensorflow() -> Iterator[None]:
 def load() -> Library | None:
     """The compiled operations; None where the pure-TensorFlow forms are to be used."""
     if _plain.get():
+        log_once(logging.INFO, "compiled kernels: not used in what is built within plain_tensorflow()")
         return None
     if os.environ.get(PURE_VARIABLE, "") not in ("", "0"):
         log_once(logging.INFO, f"compiled kernels: not used, since {PURE_VARIABLE} is set")
@@ -71,6 +72,12 @@ def loaded() -> Library:
     if library is None:
         raise RuntimeError(f"this graph needs tfgen's compiled kernels, which are not here. To build them: {REBUILD}")
     return library
+
+
+@functools.cache
+def gpu_visible() -> bool:
+    """Whether TensorFlow computes on a GPU. Operations that exist for the CPU alone are TensorFlow's then."""
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
 @functools.cache

@@ -38,6 +38,17 @@ def _cuda_toolkit(context, nvcc):
             return context.path(line[len("#$ TOP="):].strip())
     fail("%s does not say where its toolkit is; TFGEN_CUDA=0 builds without it:\n%s" % (nvcc, dry_run.stderr))
 
+def _find_nvcc(context):
+    """Of $CUDA_HOME, on the path, or in the usual folder, as in setup.py; "" where there is none."""
+    home = context.os.environ.get("CUDA_HOME")
+    if home and context.path(home + "/bin/nvcc").exists:
+        return home + "/bin/nvcc"
+    on_path = context.which("nvcc")
+    if on_path:
+        return str(on_path)
+    usual = "/usr/local/cuda/bin/nvcc"
+    return usual if context.path(usual).exists else ""
+
 def _tensorflow_configure(context):
     python = context.os.environ.get("PYTHON_BIN_PATH") or fail("PYTHON_BIN_PATH must name the environment's Python")
     probe = context.execute([python, "-c", _PROBE], environment = {"TF_CPP_MIN_LOG_LEVEL": "3"})
@@ -48,7 +59,7 @@ def _tensorflow_configure(context):
     context.symlink(library + "/libtensorflow_framework.so.2", "libtensorflow_framework.so.2")
     build = _BUILD.format(abi = abi)
 
-    nvcc = "" if context.os.environ.get("TFGEN_CUDA") == "0" else str(context.which("nvcc") or "")
+    nvcc = "" if context.os.environ.get("TFGEN_CUDA") == "0" else _find_nvcc(context)
     if nvcc:
         context.symlink(_cuda_toolkit(context, nvcc), "cuda")
         build += _CUDA_BUILD
@@ -57,6 +68,6 @@ def _tensorflow_configure(context):
 
 tensorflow_configure = repository_rule(
     implementation = _tensorflow_configure,
-    environ = ["PYTHON_BIN_PATH", "TFGEN_CUDA", "PATH"],
+    environ = ["PYTHON_BIN_PATH", "TFGEN_CUDA", "CUDA_HOME", "PATH"],
     local = True,
 )

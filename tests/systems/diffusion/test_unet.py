@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.seeds import SEED
+from tfgen.ops import library
 from tfgen.randomness import Key
 from tfgen.systems.diffusion import unet
 from tfgen.systems.diffusion.architecture import ShapeError, UNetShape
@@ -48,6 +49,35 @@ def test_attention_is_head_major(heads):
         weights = softmax(query @ key.transpose(0, 2, 1) / np.sqrt(size))
         expected[:, :, size * head : size * (head + 1)] = weights @ value
     np.testing.assert_allclose(unet.qkv_attention(tf.constant(qkv), heads), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16, tf.float16], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize(("length", "heads", "size"), [(16, 1, 512), (64, 4, 24), (256, 2, 32), (49, 2, 32)])
+def test_attention_by_the_operation_is_that_of_products(length, heads, size, dtype, caplog):
+    """Results and gradients; 49 positions are no whole blocks, of which a user is not to be warned."""
+    qkv, upstream = normal(2, length, 3 * heads * size), normal(2, length, heads * size)
+
+    def results(dtype: tf.DType) -> list[np.ndarray]:
+        x = tf.constant(qkv, dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = unet.qkv_attention(x, heads)
+        gradient = tape.gradient(y, x, output_gradients=tf.constant(upstream, dtype))
+        return [tf.cast(value, tf.float64).numpy() for value in (y, gradient)]
+
+    with caplog.at_level("INFO"):
+        found = results(dtype)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    with library.plain_tensorflow():
+        expected, plain = results(tf.float32), results(dtype)
+    for ours, truth, products in zip(found, expected, plain, strict=True):
+        assert np.abs(ours - truth).max() <= 2 * np.abs(products - truth).max() + 1e-5
+
+
+def test_attention_on_a_gpu_is_products_of_tensorflow(monkeypatch):
+    monkeypatch.setattr(library, "gpu_visible", lambda: True)
+    traced = tf.function(lambda x: unet.qkv_attention(x, 1)).get_concrete_function(tf.TensorSpec([1, 256, 3 * 512]))
+    assert not [node.name for node in traced.graph.as_graph_def().node if node.op.startswith("Tfgen")]
 
 
 def test_timestep_embedding():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -122,7 +123,7 @@ class Process(Coefficients):
         return cls(betas, mean_type, variance_type, loss_type, rescale_timesteps, np.arange(steps), steps)
 
     def respaced(self, kept: str | Sequence[int] | np.ndarray) -> Process:
-        """The process that visits some of the steps.
+        """The process that visits some of the steps. One text gives one object, for which functions are compiled once.
 
         Args:
           kept: steps, ascending, or a text that names them: see `respacing.kept_steps`.
@@ -136,10 +137,20 @@ class Process(Coefficients):
                 f"expected a process of all its steps, found one respaced from {self.base_steps} to {self.steps}; "
                 "respace the base process instead"
             )
+        if isinstance(kept, str) and kept in self._named:
+            return self._named[kept]
         chosen = kept_steps(self.steps, kept) if isinstance(kept, str) else np.asarray(kept, np.int64)
         if len(chosen) < MIN_STEPS:
             raise ValueError(f"expected a respacing that keeps at least {MIN_STEPS} steps, found {kept!r}")
-        return dataclasses.replace(self, betas=respaced_betas(self.betas, chosen), timestep_map=chosen)
+        made = dataclasses.replace(self, betas=respaced_betas(self.betas, chosen), timestep_map=chosen)
+        if isinstance(kept, str):
+            self._named[kept] = made
+        return made
+
+    @functools.cached_property
+    def _named(self) -> dict[str, Process]:
+        """By the text that `respaced` was given."""
+        return {}
 
     def output_channels(self, image_channels: int) -> int:
         """Channels that the network must have: twice those of the images for a learned variance."""
