@@ -24,6 +24,9 @@ class Options:
     images: int | None = flag(None, "only the first ones; default: the whole split", minimum=1)
     batch_size: int | None = flag(None, "images per forward pass; default: that of the training", minimum=1)
     weights: str = flag("ema", "averaged or raw weights", choices=("ema", "raw"))
+    ema_rate: float | None = flag(
+        None, "which average, of a run with several; default: the first of its --ema_rate", minimum=0.0, below=1.0
+    )
     checkpoint_step: int | None = flag(None, "step of the checkpoint; default: the newest", minimum=0)
     baseline: bool = flag(False, "also the bits per dimension of a per-pixel histogram of the training images")
     data_dir: str | None = flag(None, "folder of the data sets; default: that of the run")
@@ -53,15 +56,17 @@ def run(settings, options: Options, evaluation_options) -> int:
     task = getattr(evaluation_options, "task", "")
     if task and ranks.size > 1:
         raise SettingsError(f"--task={task} runs in a single process, found {ranks.size} ranks: leave horovodrun out")
-    restored = restore(settings, options.run, options.weights, options.checkpoint_step, evaluation_options)
-    splits = restored.open_data(settings, options.data_dir)
+    restored = restore(
+        settings, options.run, options.weights, options.checkpoint_step, evaluation_options, options.ema_rate
+    )
+    splits = restored.open_data(settings, options.data_dir, evaluation_options)
     source = getattr(splits, options.split)
-    name = f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.weights}"
+    name = f"{options.split}-step-{restored.checkpoint.step:09d}-{restored.label}"
     folder = pathlib.Path(options.run) / "evaluation"
     batch_size = options.batch_size or restored.system.recipe(splits.train.epoch_size, ranks.size).batch_size
     if task:
         changed = changes_label(evaluation_options, leave_out=("task",)) + changes_label(
-            options, leave_out=("run", "split", "weights", "checkpoint_step", "data_dir")
+            options, leave_out=("run", "split", "weights", "ema_rate", "checkpoint_step", "data_dir")
         )
         data_dir = settings.run.data_dir if options.data_dir is None else options.data_dir
         place = folder / f"{task}-{name}{changed}"
@@ -82,7 +87,7 @@ def run(settings, options: Options, evaluation_options) -> int:
         record = {
             "split": options.split,
             "source": source.name,
-            "weights": restored.weights,
+            "weights": restored.label,
             "step": restored.checkpoint.step,
             **metrics,
         }
@@ -134,7 +139,7 @@ def run_task(
     record = {
         "task": task,
         "source": source.name,
-        "weights": restored.weights,
+        "weights": restored.label,
         "step": restored.checkpoint.step,
         "batch_size": batch_size,
         "images": options.images,

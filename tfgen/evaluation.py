@@ -54,7 +54,7 @@ def evaluate(
         mean = total[place : place + array.size].reshape(array.shape) / total[0]
         means[name] = mean.astype(np.float32) if mean.ndim else float(mean)
         place += array.size
-    return {**means, "examples": int(total[0])}
+    return {**system.evaluation_result(means), "examples": int(total[0])}
 
 
 def numbers(result: Mapping[str, float | np.ndarray]) -> dict[str, float]:
@@ -83,10 +83,10 @@ def sample(
     own = min(share, count - first)
     if own:
         wanted = system.images_wanted(first, own, options)
-        originals = source.read(wanted)["image"] if source is not None and len(wanted) else None
-        images = system.sample(own, key.skip(first), options, callback, originals)
+        rows = source.read(wanted) if source is not None and len(wanted) else {}
+        images = system.sample(own, key.skip(first), options, callback, rows.get("image"), rows.get("label"))
     else:
-        images = np.zeros((0, *system.spec.shape), np.uint8)
+        images = np.zeros((0, *system.sample_shape(options)), np.uint8)
     system.tensors = {
         name: ranks.gather(system.tensors[name] if own else np.zeros((0, *shape), np.float32))
         for name, shape in system.sample_tensors(options).items()

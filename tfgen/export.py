@@ -18,6 +18,9 @@ class Options:
     run: str = flag("", "run folder")
     out: str = flag("", "folder of the SavedModel; default: <run>/export/step-<step>-<weights>")
     weights: str = flag("ema", "averaged or raw weights", choices=("ema", "raw"))
+    ema_rate: float | None = flag(
+        None, "which average, of a run with several; default: the first of its --ema_rate", minimum=0.0, below=1.0
+    )
     checkpoint_step: int | None = flag(None, "step of the checkpoint; default: the newest", minimum=0)
 
 
@@ -39,8 +42,10 @@ def run(settings, options: Options, system_options) -> int:
     from tfgen.ops.library import plain_tensorflow
     from tfgen.restore import restore
 
-    restored = restore(settings, options.run, options.weights, options.checkpoint_step, system_options)
-    name = f"step-{restored.checkpoint.step:09d}-{restored.weights}"
+    restored = restore(
+        settings, options.run, options.weights, options.checkpoint_step, system_options, options.ema_rate
+    )
+    name = f"step-{restored.checkpoint.step:09d}-{restored.label}"
     out = pathlib.Path(options.out) if options.out else pathlib.Path(options.run) / "export" / name
     if out.exists():
         raise ValueError(f"{out} exists already: choose another --out, or remove it first")

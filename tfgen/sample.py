@@ -25,6 +25,9 @@ class Options:
     count: int = flag(16, "images to draw", minimum=1)
     seed: int = flag(0, "image i is a function of the seed and i")
     weights: str = flag("ema", "averaged or raw weights", choices=("ema", "raw"))
+    ema_rate: float | None = flag(
+        None, "which average, of a run with several; default: the first of its --ema_rate", minimum=0.0, below=1.0
+    )
     checkpoint_step: int | None = flag(None, "step of the checkpoint; default: the newest", minimum=0)
     split: str = flag("valid", "images of samples that are made from images", choices=("train", "valid", "test"))
     data_dir: str | None = flag(None, "folder of the data sets; default: that of the run")
@@ -54,11 +57,11 @@ def run(settings, options: Options, sampling) -> int:
     from tfgen.restore import restore
 
     ranks = distribute.connect()
-    restored = restore(settings, options.run, options.weights, options.checkpoint_step, sampling)
+    restored = restore(settings, options.run, options.weights, options.checkpoint_step, sampling, options.ema_rate)
     system = restored.system
     wanted = system.images_wanted(0, options.count, sampling)  # on all ranks, so that all of them refuse
-    source = _source_of(wanted, restored, settings, options) if len(wanted) else None
-    name = f"step-{restored.checkpoint.step:09d}-{restored.weights}-seed{options.seed}{changes_label(sampling)}"
+    source = _source_of(wanted, restored, settings, options, sampling) if len(wanted) else None
+    name = f"step-{restored.checkpoint.step:09d}-{restored.label}-seed{options.seed}{changes_label(sampling)}"
     if source is not None and options.split != "valid":
         name += f"-{options.split}"
     out = pathlib.Path(options.out) if options.out else pathlib.Path(options.run) / "samples" / name
@@ -82,10 +85,11 @@ def run(settings, options: Options, sampling) -> int:
     if ranks.is_first:
         for index, image in enumerate(images):
             grids.save_png(out / f"{index:06d}.png", image)
-        originals = np.zeros((0, *system.spec.shape), np.uint8) if source is None else source.read(wanted)["image"]
+        rows = {} if source is None else source.read(wanted)
+        originals = rows.get("image", np.zeros((0, *system.spec.shape), np.uint8))
         grids.save_png(out / "grid.png", system.sample_grid(images, originals, sampling))
         arrays = {"images": images} | ({"originals": originals} if len(originals) else {})
-        files = {"samples.npz": arrays, **system.sample_files(images, key, sampling)}
+        files = {"samples.npz": arrays, **system.sample_files(images, key, sampling, rows.get("label"))}
         if system.tensors:
             files["tensors.npz"] = system.tensors
         for file_name, contents in files.items():
@@ -97,9 +101,9 @@ def run(settings, options: Options, sampling) -> int:
     return 0
 
 
-def _source_of(wanted: np.ndarray, restored, settings, options: Options):
+def _source_of(wanted: np.ndarray, restored, settings, options: Options, sampling):
     """The split that has the images `wanted` (ascending indices)."""
-    source = getattr(restored.open_data(settings, options.data_dir), options.split)
+    source = getattr(restored.open_data(settings, options.data_dir, sampling), options.split)
     if wanted[-1] >= len(source):
         raise SettingsError(
             f"--count={options.count}: these samples are made from the first {wanted[-1] + 1} images of {source.name}, "

@@ -127,6 +127,13 @@ def test_classes_from_a_folder_and_larger_images_from_samples(tmp_path, call):
     # Without base samples, from the images themselves; there are twelve.
     call(*sample, "--count=12", f"--out={tmp_path / 'again'}")
     assert np.load(tmp_path / "again" / "samples.npz")["originals"].shape == (12, 8, 8, 3)
+    classes = [int(name.startswith("dog")) for name in sorted(names)]
+    np.testing.assert_array_equal(np.load(tmp_path / "again" / "samples_12x8x8x3.npz")["arr_1"], classes)
+    # Data with other classes, whose numbers would mean others.
+    others = write_folder(tmp_path / "others", ["cat_1.png", "dog_1.png", "eel_1.png", "eel_2.png"])
+    for command in ((*sample, "--count=2"), ("evaluate", f"--run={upsampler}", "--images=2")):
+        output = call(*command, f"--data_dir={others}", expect=2)
+        assert "learned 2 classes, and these data have 3 classes" in output
     assert "has 12: lower --count" in call(*sample, "--count=13", expect=2)
     assert "not a picture" in call(*sample, f"--base_samples={tmp_path / 'small' / 'grid.png'}", expect=2)
 
@@ -185,6 +192,25 @@ def test_export_runs_in_plain_tensorflow(copy, tmp_path, call):
     assert facts["drawn"] == "(5, 8, 8, 3) uint8 True True"
     assert facts["labels"] == "[4 4]"
     assert facts["alone"] == "['bits_per_dim', 'sample'] True"
+
+
+# The averages ------------------------------------------------------------------------------------------------
+
+
+def test_each_average_can_be_chosen(copy, call):
+    few, evaluations = (f"--run={copy}", "--split=test", "--images=8", "--terms=2"), copy / "evaluation"
+    for choice in ((), ("--ema_rate=0.9",), ("--ema_rate=0.5",), ("--weights=raw",)):
+        call("evaluate", *few, *choice)
+    names = {path.stem.removeprefix(f"test-step-{STEPS:09d}-") for path in evaluations.glob("test-*.json")}
+    assert names == {"ema", "ema_0.5", "raw"}  # the first by its rate is the default
+    found = {name: json.loads((evaluations / f"test-step-{STEPS:09d}-{name}.json").read_text()) for name in names}
+    assert {name: record["weights"] for name, record in found.items()} == {name: name for name in names}
+    assert len({record["bits_per_dim_bound"] for record in found.values()}) == 3
+    assert "ema_0.5 weights" in call("export", f"--run={copy}", "--ema_rate=0.5")
+    output = call("sample", f"--run={copy}", "--count=1", "--use_ddim", "--steps=2", "--ema_rate=0.5")
+    assert f"step-{STEPS:09d}-ema_0.5-seed0" in output
+    assert "has those of 0.9, 0.5: choose one" in call("evaluate", *few, "--ema_rate=0.7", expect=2)
+    assert "drop one" in call("evaluate", *few, "--ema_rate=0.5", "--weights=raw", expect=2)
 
 
 # Published files ---------------------------------------------------------------------------------------------

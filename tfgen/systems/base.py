@@ -186,6 +186,13 @@ class System(abc.ABC):
 
     # What the commands need -----------------------------------------------------------------------------
 
+    def check_data(self, spec: ImageSpec, options: Any) -> None:  # noqa: B027  (most systems take any of the right shape)
+        """Raises `SettingsError` for data of a command, of the run's shape, that do not go with the model.
+
+        Args:
+          options: instance of `sample_options_class` or `evaluate_options_class`.
+        """
+
     def images_wanted(self, first: int, count: int, options: Any) -> np.ndarray:
         """Which images samples `first` to `first + count - 1` are made from: ascending indices, int64 [n].
 
@@ -202,6 +209,7 @@ class System(abc.ABC):
         options: Any,
         callback: SampleCallback | None = None,
         images: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """uint8 [count, H, W, C]. Sample i depends on (key, i) and the images it is made from only, not on `count`.
 
@@ -209,11 +217,17 @@ class System(abc.ABC):
           key: its `first_sample` is the number of the first sample.
           options: instance of `sample_options_class`.
           images: those at `images_wanted(first sample, count, options)`, uint8 [n, H, W, C].
+          labels: their labels, [n], where the data have them.
         """
 
     def accept_companions(self, companions: Mapping[str, System]) -> None:
         """Takes the restored systems of `companion_runs`; raises `SettingsError` for one that does not fit."""
         self.companions = companions
+
+    def sample_shape(self, options: Any) -> tuple[int, ...]:
+        """Shape of a sample, [H, W, C]: that of the images unless a system says otherwise."""
+        del options
+        return self.spec.shape
 
     def sample_tensors(self, options: Any) -> dict[str, tuple[int, ...]]:
         """Shapes, without the first axis, of float32 arrays that `sample` leaves in `tensors`, one row an image.
@@ -227,13 +241,15 @@ class System(abc.ABC):
         """The `sample_options_class` instance of the sample grids during training."""
         return self.sample_options_class()
 
-    def sample_files(self, samples: np.ndarray, key: Key, options: Any) -> dict[str, dict[str, np.ndarray]]:
+    def sample_files(
+        self, samples: np.ndarray, key: Key, options: Any, labels: np.ndarray | None = None
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Further `.npz` files about samples, arrays by name of the file and of the array.
 
         Args:
-          samples: uint8 [N, H, W, C], those that `sample` gives for the same `key` and `options`.
+          samples: uint8 [N, H, W, C], those that `sample` gives for the same `key`, `options` and `labels`.
         """
-        del samples, key, options
+        del samples, key, options, labels
         return {}
 
     def sample_grid(self, samples: np.ndarray, originals: np.ndarray, options: Any) -> np.ndarray:
@@ -261,6 +277,10 @@ class System(abc.ABC):
         one without images. `batches` can be iterated more than once; the last batch may be smaller.
         Per-image results that `options` (an instance of `evaluate_options_class`) asks for go to `folder`.
         """
+
+    def evaluation_result(self, means: dict[str, float | np.ndarray]) -> dict[str, float | np.ndarray]:
+        """What is reported of the means that `evaluate` gave, taken over the examples of all ranks."""
+        return means
 
     def run_task(self, task: str, options: Any, job: TaskRun) -> dict[str, float]:
         """One of the system's other evaluations, in a single process; pictures and arrays go to `job.folder`.

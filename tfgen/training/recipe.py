@@ -42,7 +42,8 @@ class Recipe:
       non_finite: what becomes of inf and NaN in gradients whose loss is finite: "zero" makes the update with the rest,
         "skip" skips the step. A non-finite loss always skips it.
       skipped_steps_count: whether `learning_rate` advances on skipped steps, too.
-      ema_decays: decays of the averaged weights, the first is the one that evaluation and sampling use; empty for none.
+      ema_decays: decays of the averaged weights; evaluation and sampling use the first unless told otherwise. Empty for
+        none.
       ema_rounded_rate: see `Ema`.
       loss_scale: None, or the `LossScale` settings of float16 compute.
       log_every, eval_every, save_every, sample_every: intervals in steps; 0 for only at the end.

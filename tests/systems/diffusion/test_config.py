@@ -137,6 +137,7 @@ def test_complaints(changes, message):
         (ImageSpec(8, 16, 3), "images of pictures are 8x16, expected --image_size=8"),
         (ImageSpec(8, 8, 1), r"have 1 channel\(s\), expected 3"),
         (ImageSpec(8, 8, 3), "--class_cond: the images of pictures have no labels"),
+        (ImageSpec(8, 8, 3, 1), "--class_cond: the labels of pictures tell 1 class, expected at least 2"),
         (ImageSpec(8, 8, 3, 4), "has 4 classes and the network 3: set --num_classes=4"),
     ],
 )

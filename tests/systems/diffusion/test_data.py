@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tests.data.images import encode, pixels
 from tests.systems.diffusion import small
+from tfgen import settings
 from tfgen.data import crops
 from tfgen.data.errors import DataError
 from tfgen.settings import SettingsError
@@ -110,8 +112,28 @@ def test_names_that_tell_no_classes(tmp_path, names, message):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(DataError, match=r"no folder .*missing: .* --data_dir=FOLDER, or another data set"):
-        opened(tmp_path / "missing")
+    for name in ("missing", "missing.zip"):
+        with pytest.raises(DataError, match=rf"no folder or \.zip archive .*{name}: .* --data_dir=FOLDER, or another"):
+            opened(tmp_path / name)
+
+
+def test_a_preset_that_names_its_data_takes_a_folder_where_asked(tmp_path):
+    write(tmp_path, TRAIN)
+    resolved = settings.parse(
+        ["--system=diffusion", "--hps=cifar10", "--dataset=", f"--data_dir={tmp_path}", f"--run={tmp_path}/run"]
+    )
+    splits = data.open_splits(resolved.config, resolved.run.data_dir)
+    resolved.config.validate(splits.spec)
+    assert (splits.train.name, len(splits.train), splits.spec.shape) == (str(tmp_path), len(TRAIN), (32, 32, 3))
+
+
+def test_a_zip_archive_is_one_set(tmp_path):
+    expected = write(tmp_path / "pictures", [f"train/{name}" for name in TRAIN])
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "pictures")
+    splits = opened(pathlib.Path(packed), **small.OF_CLASSES)
+    assert splits.train is splits.valid is splits.test
+    assert splits.spec == small.LABELLED
+    np.testing.assert_array_equal(everything(splits.train)["image"], expected)
 
 
 def test_palette_images_are_resized_as_the_original_does_or_as_colours(tmp_path):

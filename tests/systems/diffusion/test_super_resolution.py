@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from tests.systems.diffusion import small
+from tfgen import evaluation
+from tfgen.data.arrays import ArraySource
+from tfgen.distribute import Ranks
 from tfgen.monitor import grids
 from tfgen.settings import SettingsError
 from tfgen.systems.diffusion.resizing import area, from_uint8, to_uint8
@@ -85,6 +88,41 @@ def test_labels_of_base_samples(labelled, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.concatenate([labels for labels, _ in seen[::3]]), [2, 0, 1, 2])
     (arrays,) = labelled.sample_files(samples, small.KEY, options).values()
     np.testing.assert_array_equal(arrays["arr_1"], [2, 0, 1, 2])
+
+
+def test_labels_of_images_of_the_data(labelled, monkeypatch):
+    seen, given_labels, originals = given(labelled, monkeypatch), np.array([2, 0, 1], np.int32), small.images(3)
+    samples = labelled.sample(3, small.KEY, FEW, images=originals, labels=given_labels)
+    np.testing.assert_array_equal(np.concatenate([labels for labels, _ in seen[::3]])[:3], [2, 0, 1])
+    (arrays,) = labelled.sample_files(samples, small.KEY, FEW, given_labels).values()
+    np.testing.assert_array_equal(arrays["arr_1"], [2, 0, 1])
+    # Whoever names a class gets it.
+    seen.clear()
+    chosen = dataclasses.replace(FEW, class_label=1)
+    labelled.sample(3, small.KEY, chosen, images=originals, labels=given_labels)
+    assert {label for labels, _ in seen for label in labels.numpy()} == {1}
+    (arrays,) = labelled.sample_files(samples, small.KEY, chosen, given_labels).values()
+    np.testing.assert_array_equal(arrays["arr_1"], [1, 1, 1])
+
+
+def test_labels_reach_the_samples_of_a_data_set(labelled, monkeypatch):
+    source = ArraySource(small.images(3), "pictures", labels=np.array([2, 0, 1]))
+    seen = given(labelled, monkeypatch)
+    evaluation.sample(labelled, 3, small.KEY, Ranks(), FEW, source=source)
+    np.testing.assert_array_equal(np.concatenate([labels for labels, _ in seen[::3]])[:3], [2, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "have no labels, .*--class_label"),
+        (np.array([0, 3]), "the label 3: the model has classes 0 to 2"),
+        (np.array([0]), "2 samples have the labels of as many images, found 1"),
+    ],
+)
+def test_labels_of_images_that_do_not_fit(labelled, labels, message):
+    with pytest.raises(SettingsError, match=message):
+        labelled.sample(2, small.KEY, FEW, images=small.images(2), labels=labels)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from tests.systems.diffusion import small
 from tfgen.distribute import Ranks
 from tfgen.monitor import window
 from tfgen.randomness import StepDraws
+from tfgen.settings import SettingsError
+from tfgen.systems.diffusion.evaluation import EvaluateOptions
 from tfgen.systems.diffusion.resizing import from_uint8
+from tfgen.systems.diffusion.sampling import SampleOptions
 from tfgen.systems.diffusion.system import ImprovedDiffusion
 from tfgen.training.state import TrainState
 from tfgen.training.step import TrainStep
@@ -202,6 +205,30 @@ def test_a_loss_that_is_no_number_changes_nothing_and_is_not_remembered():
     assert int(tf.reduce_sum(system.timestep_sampler.counts)) == 0
 
 
+# Data of other commands --------------------------------------------------------------------------------------
+
+
+def test_data_with_other_classes_than_the_run_has():
+    of_three = small.system(small.LABELLED, **small.OF_CLASSES)
+    of_three.check_data(small.LABELLED, EvaluateOptions())
+    for classes, found in ((2, "2 classes"), (4, "4 classes"), (None, "no labels")):
+        spec = dataclasses.replace(small.SPEC, num_classes=classes)
+        for options in (EvaluateOptions(), SampleOptions(), None):
+            with pytest.raises(SettingsError, match=f"learned 3 classes, and these data have {found}.*--data_dir"):
+                of_three.check_data(spec, options)
+        of_three.check_data(spec, SampleOptions(class_label=0))  # nobody asks for the labels of the data
+        small.system().check_data(spec, EvaluateOptions())
+
+
+def test_how_many_classes_published_weights_know_is_unknown():
+    config = small.config(dataset="", class_cond=True, num_classes=1000)
+    ImprovedDiffusion(config, ImprovedDiffusion.image_spec(config)).check_data(small.LABELLED, EvaluateOptions())
+    # Of a run of ours the data told.
+    trained = ImprovedDiffusion(config, small.LABELLED)
+    with pytest.raises(SettingsError, match="learned 3 classes, and these data have 4"):
+        trained.check_data(dataclasses.replace(small.LABELLED, num_classes=4), EvaluateOptions())
+
+
 # The recipe --------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +267,7 @@ def test_half_precision():
         trainer = Trainer(system)
         scale = trainer.recipe.loss_scale
         assert (scale.initial, scale.growth, scale.dynamic) == (2.0**20, 2.0**0.5, True)
+        assert scale.loss_counts  # a loss that is not finite halves the scale, too
         scales, skipped = [], []
         for _ in range(5):
             outputs = trainer.step()

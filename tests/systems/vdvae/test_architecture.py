@@ -54,6 +54,16 @@ def test_an_empty_token_is_garbage(text):
         parse_blocks(text)
 
 
+@pytest.mark.parametrize("name", ["enc_blocks", "dec_blocks"])
+def test_repetitions_are_bounded(name):
+    assert len(parse_blocks("8x10000", name)) == 10_000
+    message = f"--{name}=8x1, 4x10001: '4x10001' stands for 10,001 blocks, expected at most 10,000"
+    with pytest.raises(ArchitectureError, match=re.escape(message)):
+        parse_blocks("8x1, 4x10001", name)
+    with pytest.raises(ArchitectureError, match="cannot read '8x9999"):
+        parse_blocks("8x" + "9" * 5000, name)
+
+
 @pytest.mark.parametrize("item", ["4d0", "4m0"])
 def test_a_second_number_of_zero_is_refused(item):
     message = f"--enc_blocks=8x1,{item}: the number after '{item[1]}' in '{item}' is 0, expected 1 or more"
@@ -99,8 +109,8 @@ def test_encoder():
 
 
 def test_pooling_drops_a_remainder():
-    shape = build(image_size=7, enc_blocks="7d2,3x1", dec_blocks="3x1,7x1")
-    assert [block.output_resolution for block in shape.encoder] == [3, 3]
+    shape = build(image_size=7, enc_blocks="7d2,3d2", dec_blocks="1x1,7m1")
+    assert [block.output_resolution for block in shape.encoder] == [3, 1]
 
 
 def test_a_resolution_may_be_reached_by_pooling_alone():
@@ -126,7 +136,7 @@ def test_biases_are_ascending_up_to_the_limit(limit, expected):
 
 
 def test_a_bias_map_can_be_mixed_in_before_any_block():
-    early = "1x1,8m4,4m1"
+    early = "1x1,8m4,4m1,8m4"
     assert build(dec_blocks=early).decoder[1].mixin == 4
     with pytest.raises(ArchitectureError, match=r"adds the state at 4 before any block.*--no_bias_above=3 have no"):
         build(dec_blocks=early, no_bias_above=3)
@@ -164,6 +174,18 @@ def test_a_bias_map_can_be_mixed_in_before_any_block():
             "the encoder ends at resolution 1, which no decoder block reads: end --enc_blocks earlier or add 1x1 to "
             "--dec_blocks (it has resolutions 4, 8)",
         ),
+        (
+            {"dec_blocks": "1x1,8m1,4m1"},
+            "--dec_blocks=1x1,8m1,4m1: the last block has resolution 4, but the image is made of the state at 8, and "
+            "nothing reads what comes after block 1: end with a block at 8",
+        ),
+        (
+            {"dec_blocks": "1x1,4m1,8x1"},
+            "no block after block 1, the last at resolution 4, adds the state at 4, so that it does not reach the "
+            "image: write Rm4 at a later, larger resolution R, or leave it out",
+        ),
+        ({"dec_blocks": "1x1,4x1,8m4"}, "no block after block 0, the last at resolution 1, adds the state at 1"),
+        ({"dec_blocks": "1x1,4m1,8m4,4x1,8x1"}, "no block after block 3, the last at resolution 4, adds the state"),
         (
             {"custom_width_str": "8:16"},
             "--custom_width_str gives resolution 8, that of the images, 16 channels, but stem and output head have "

@@ -49,6 +49,7 @@ def test_the_bound_is_the_formula(system):
     expected = {
         "distortion": distortion, "rate": sum(rates), "elbo": distortion + sum(rates),
         "bits_per_dim_bound": (distortion + sum(rates)) / np.log(2), "non_finite": np.zeros(7),
+        "elbo_filtered": distortion + sum(rates),
         "rate_at_1": rates[0], "rate_at_4": rates[1], "rate_at_8": rates[2],
     }  # fmt: skip
     assert found.keys() == expected.keys()
@@ -64,6 +65,33 @@ def test_five_bit_images_have_wider_buckets():
     log_prob = logistic_mixture.log_prob(parameters, targets, logistic_mixture.FIVE_BIT)
     expected = -tf.reduce_sum(log_prob, axis=[1, 2]) / 192
     np.testing.assert_allclose(system.bound(inputs, targets, noise).distortion, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "buckets"),
+    [("ffhq_256", logistic_mixture.FIVE_BIT_EXACT), ("photos", logistic_mixture.EIGHT_BIT_EXACT)],
+)
+def test_exact_buckets_come_beside_the_published_ones(dataset, buckets, tmp_path):
+    """Of the same latents, so that the difference is that of the buckets alone."""
+    system, images = small.system(dataset=dataset), small.images(7)
+    inputs, targets = system.preprocessing.input_and_target(tf.constant(images))
+    inferred = system.network.infer(inputs, latent_noise(Key.create(0, "evaluation").fold(0)))
+    log_prob = logistic_mixture.log_prob(system.network.mixture_parameters(inferred.features), targets, buckets)
+    expected = -tf.reduce_sum(log_prob, axis=[1, 2]) / 192 + tf.add_n(
+        [tf.reduce_sum(kl, axis=[1, 2, 3]) / 192 for kl in inferred.kls]
+    )
+    options = EvaluateOptions(exact_buckets=True)
+    found = system._evaluator.image_metrics(images, 0, options)
+    np.testing.assert_allclose(found["exact_elbo"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["exact_bits_per_dim_bound"], expected / np.log(2), rtol=1e-5)
+    assert (found["exact_elbo"] != found["elbo"]).all()
+    if dataset == "ffhq_256":  # narrower buckets hold less, but for the top one, which is open
+        below_the_top = system._evaluator.image_metrics(np.minimum(images, 247), 0, options)
+        gap = below_the_top["exact_elbo"] - below_the_top["elbo"]
+        assert ((gap > 0) & (gap < 0.03)).all()
+    result = evaluate(system, tmp_path, options=options)
+    assert result["exact_elbo"] == pytest.approx(found["exact_elbo"].mean(), rel=1e-5)
+    assert "exact_elbo" not in evaluate(system, tmp_path)
 
 
 # Several draws -------------------------------------------------------------------------------------------
@@ -176,7 +204,27 @@ def test_images_without_a_finite_bound_are_counted(system, tmp_path):
         system.network.gain.assign(gain)
     assert found["non_finite"] == 1
     assert np.isnan(found["elbo"])
+    assert found["elbo_filtered"] == 0
     assert evaluate(system, tmp_path)["non_finite"] == 0
+
+
+def test_an_image_without_a_finite_bound_is_left_out_of_the_filtered_mean(system, tmp_path, monkeypatch):
+    """On any number of ranks, one of which has no other image."""
+    each = system._evaluator.image_metrics(small.images(4), 0, ONE)["elbo"]
+    bound = system._evaluator._bound
+
+    def with_a_nan(images, first, *rest, **named):
+        distortion, rates = bound(images, first, *rest, **named)
+        return np.where(first + np.arange(len(images)) == 2, np.nan, distortion), rates
+
+    monkeypatch.setattr(system._evaluator, "_bound", with_a_nan)
+    sums: list[tf.Tensor] = []
+    for rank in range(3):
+        by_ranks = evaluation.evaluate(system, small.source(4), 1, OneOfThree(rank, sums), ONE, tmp_path)
+    for found in (by_ranks, evaluate(system, tmp_path, 4, 1)):
+        assert np.isnan(found["elbo"])
+        assert found["non_finite"] == 0.25
+        assert found["elbo_filtered"] == pytest.approx(each[[0, 1, 3]].mean(), rel=1e-5)
 
 
 def test_an_empty_set_is_an_error_that_says_so(system, tmp_path):

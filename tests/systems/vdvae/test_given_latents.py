@@ -74,10 +74,24 @@ def test_other_latents_are_refused(system, latents, tmp_path, change, message):
         system.sample(5, KEY, options_of(tmp_path / "z.npz", change(dict(latents))))
 
 
+def damaged(path, compressed: bool) -> bytes:
+    """A file of arrays whose first one no longer fits its checksum, or cannot be decompressed."""
+    (np.savez_compressed if compressed else np.savez)(path, layer_000=np.random.RandomState(0).normal(size=(9, 99)))
+    content = bytearray(path.read_bytes())
+    content[500:900] = b"\xff" * 400
+    return bytes(content)
+
+
 def test_what_is_no_file_of_arrays(system, tmp_path):
     (tmp_path / "text.npz").write_text("no zip")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for compressed in (False, True):
+        content = damaged(tmp_path / "whole.npz", compressed)
+        (tmp_path / f"altered{compressed:d}.npz").write_bytes(content)
+        (tmp_path / f"short{compressed:d}.npz").write_bytes(content[: len(content) // 2])
     np.savez(tmp_path / "objects.npz", layer_000=np.array([{}], object))
-    for name in ("nowhere", "text", "objects"):
+    names = ("nowhere", "text", "objects", "empty", "altered0", "altered1", "short0", "short1")
+    for name in names:
         with pytest.raises(SettingsError, match=f"{name}.npz cannot be read"):
             system.sample(1, KEY, SampleOptions(kind="given", latents_file=str(tmp_path / f"{name}.npz")))
     with pytest.raises(SettingsError, match="needs --latents_file"):

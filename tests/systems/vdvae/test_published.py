@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import re
 
@@ -307,13 +308,22 @@ def test_optimizers_of_other_networks(saved, target, tmp_path):
         ),
         "new-opt.th is no optimizer file: expected 'state' and 'param_groups' with a": ([], [], {"param_groups": []}),
         "is no optimizer file": ([], [], {"param_groups": {"step": 3}}),
-        "is no optimizer file: ": ([], [], {"param_groups": [{"step": "3"}]}),
+        "new-opt.th: 'step' is 3, expected a whole number from 0 to 9007199254740991": (
+            [], [], {"param_groups": [{"step": "3"}]},
+        ),
         "is no optimizer file: expected": ([], [], {"state": [1]}),
     }  # fmt: skip
     for message, (m, v, changes) in cases.items():
         path = write_optimizer(tmp_path / "new-opt.th", m, v, **changes)
         refused(target, dataclasses.replace(saved.files, optimizer=path), re.escape(message))
     refused(target, dataclasses.replace(saved.files, optimizer=saved.files.weights), "is no optimizer file")
+
+
+@pytest.mark.parametrize("step", [2**70, 2**53, -5, True, 1.5, math.nan, math.inf, None])
+def test_an_optimizer_of_an_impossible_number_of_updates(saved, target, tmp_path, step):
+    path = write_optimizer(tmp_path / "new-opt.th", [], [], step=step)
+    message = rf"new-opt\.th: 'step' is {re.escape(str(step))}, expected a whole number"
+    refused(target, dataclasses.replace(saved.files, optimizer=path, log=""), message)
 
 
 def test_another_kind_of_optimizer(saved, target):
@@ -336,6 +346,13 @@ def test_another_kind_of_optimizer(saved, target):
         ),
         (b'{"type": "train_loss", "epoch": 1}\n', "line 1: expected a JSON record of the log, found KeyError.'step'"),
         (b"[1, 2]\n", "line 1: expected a JSON record"),
+        (b"[" * 100_000 + b"\n", "line 1: expected a JSON record"),
+        (b'{"type": "eval_loss", "elbo": 1' + b"0" * 400 + b"}\n", "line 1: expected a JSON record"),
+        *(
+            (b'{"type": "train_loss", "epoch": 1, "step": %s}\n' % step, "line 1: 'step' is .*, expected a whole")
+            for step in (b"Infinity", b"NaN", b"1e25", b"-5", b"true", b"2.5", b'"7"', b"null", b"[]", b"9" * 400)
+        ),
+        (b'{"type": "train_loss", "epoch": -1, "step": 2}\n', "line 1: 'epoch' is -1, expected a whole number"),
         (b"\xff\xfe\x00\n", "line 1: expected a JSON record"),
     ],
 )
@@ -373,10 +390,32 @@ def test_files_beside(saved, tmp_path):
 
 
 def test_the_system_takes_the_step_and_restarts_the_warmup_when_asked(saved):
-    for restart, expected in ((False, [0.09, 0.1, 0.1]), (True, [0.1, 0.01, 0.02])):
-        system = small.system(lr=0.1, warmup_iters=10.0, restart_warmup=restart)
+    """Its first step has the rate that was saved with the optimizer, 0.1, the next ones go by --lr."""
+    for restart, expected in ((False, [0.18, 0.2, 0.2]), (True, [0.1, 0.02, 0.04])):
+        system = small.system(lr=0.2, warmup_iters=10.0, restart_warmup=restart)
         state = TrainState(system, system.recipe(train_size=10, ranks=1))
         system.load_published(saved.files.weights, state)
         assert int(state.step) == 9
         assert int(state.optimizer.updates) == 8
         np.testing.assert_allclose(system.learning_rate(tf.constant([9, 10, 11], tf.int64)), expected, rtol=1e-6)
+
+
+def test_a_warmup_that_restarts_without_an_optimizer_file_is_that_of_a_new_run(saved):
+    named = {"restore_path": saved.files.weights, "restore_log_path": saved.files.log}
+    system = small.system(lr=0.2, warmup_iters=10.0, restart_warmup=True, **named)
+    state = TrainState(system, system.recipe(train_size=10, ranks=1))
+    system.load_published(saved.files.weights, state)
+    np.testing.assert_allclose(system.learning_rate(tf.constant([9, 10, 11], tf.int64)), [0, 0.02, 0.04], rtol=1e-6)
+
+
+@pytest.mark.parametrize("lr", [-0.1, math.nan, math.inf, 10**50, True, "0.1", None])
+def test_a_rate_that_is_none(saved, target, tmp_path, lr):
+    """Is refused where it is needed, and nowhere else."""
+    path = write_optimizer(tmp_path / "new-opt.th", [], [], param_groups=[{"step": 3, "lr": lr}])
+    files, rate = dataclasses.replace(saved.files, optimizer=path), tf.Variable(-1.0)
+    before, shown = target.bits(), re.escape(str(lr)[:40])
+    with pytest.raises(CheckpointError, match=rf"new-opt\.th: 'lr' is {shown}, expected the learning rate"):
+        published.load_into(files, *target.parts(), rate)
+    assert target.bits() == before
+    assert float(rate) == -1
+    assert published.read_optimizer(path, target.network, target.optimizer)

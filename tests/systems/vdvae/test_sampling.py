@@ -134,6 +134,34 @@ def test_an_interpolation_goes_from_one_image_to_the_next(system):
         assert np.abs(rows[step::steps].astype(int) - expected).max() <= 1, step
 
 
+def test_a_column_of_the_picture_grid_depends_on_its_image_alone(system, source):
+    """Not on the number of images, the batch size or the ranks, one of which has none; the grid is that of training."""
+    options = SampleOptions("pictures")
+    whole = drawn(system, 7, options, source)
+    assert whole.shape == (7, *system.sample_shape(options)) == (7, (1 + 6 + 3) * 8, 8, 3)
+    np.testing.assert_array_equal(whole[:, :8], small.images(12)[:7])
+    np.testing.assert_array_equal(drawn(system, 3, options, source), whole[:3])
+    by_ranks = [evaluation.sample(system, 1, KEY, OneOfTwo(rank), options, source=source) for rank in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(by_ranks), whole[:1])
+    difference = drawn(system, 7, dataclasses.replace(options, sample_batch=5), source).astype(int) - whole
+    assert np.abs(difference).max() <= 1
+    grid = system.sample_grid(whole[:4], small.images(4), options)
+    np.testing.assert_array_equal(grid, system.pictures(small.images(4), KEY)["pictures"])
+    assert (drawn(system, 4, options, source, Key.create(6, "sample")) != whole[:4]).any()
+
+
+def test_the_picture_grid_has_the_latents_of_the_other_kinds():
+    """Its only row keeps those of half the layers, as a partial reconstruction of as many does."""
+    system = small.system(num_variables_visualize=1, num_temperatures_visualize=0)
+    inputs, _ = system.preprocessing.input_and_target(small.images(4))
+    latents = system.network.infer(inputs, sampling.posterior_noise(KEY)).latents
+    noise = sampling.Noise.of(KEY.fold(1))
+    features = system.network.generate(4, noise.latents, latents[:1], 0.1)
+    expected = sampling.draw_images(system.network, features, noise.uniform).numpy()
+    columns = system.sample(4, KEY, SampleOptions("pictures"), images=small.images(4))
+    assert np.abs(columns[:, 8:].astype(int) - expected).max() <= 1
+
+
 def test_a_network_without_initial_states():
     system = small.system(no_bias_above=0)
     assert not system.network.initial_states
@@ -180,6 +208,13 @@ def test_grids(system):
         ({"latents": 2}, "--latents=2 belongs to --kind=partial, found --kind=samples"),
         ({"kind": "reconstructions", "steps": 3}, "--steps=3 belongs to --kind=interpolation"),
         ({"kind": "partial", "latents": 4}, "--latents=4: the network has 3 stochastic layers"),
+        *(
+            (
+                {"kind": kind, "temperature": "0.8"},
+                f"--temperature=0.8 belongs to --kind=samples, partial or given, found --kind={kind}",
+            )
+            for kind in ("reconstructions", "interpolation", "pictures")
+        ),
         ({"temperature": "1,1"}, "one for each of the 3 layers"),
         ({"temperature": "warm"}, "--temperature=warm: expected one number"),
         ({"temperature": "-1"}, "of at least 0"),

@@ -211,6 +211,11 @@ class Config:
             raise SettingsError(
                 f"--class_cond: the images of {data} have no labels; leave it out, or use labelled images"
             )
+        if self.class_cond and spec.num_classes is not None and spec.num_classes < 2:
+            raise SettingsError(
+                f"--class_cond: the labels of {data} tell {spec.num_classes} class, expected at least 2: leave it out, "
+                "or use images of several classes"
+            )
         if self.class_cond and spec.num_classes is not None and spec.num_classes > self.num_classes:
             raise SettingsError(
                 f"--class_cond: {data} has {spec.num_classes} classes and the network {self.num_classes}: "

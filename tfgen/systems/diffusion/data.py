@@ -32,9 +32,9 @@ def known_spec(config: Config) -> ImageSpec | None:
 def open_splits(config: Config, data_dir: str) -> Splits:
     """Opens the data set that `config` names.
 
-    * "": the image folder `data_dir`, of any sizes, prepared as the original does. Its sub-folders "train", "valid"
-      and "test" are the splits if "train" is there. Otherwise all images train, and evaluations are of the same
-      images unless `--data_dir` of `tfgen.evaluate` names others.
+    * "": the image folder or .zip archive `data_dir`, of any sizes, prepared as the original does. The sub-folders
+      "train", "valid" and "test" of a folder are the splits if "train" is there. Otherwise all images train, and
+      evaluations are of the same images unless `--data_dir` of `tfgen.evaluate` names others.
     * "cifar10": the 50,000 training images all train, the 10,000 test images validate and test.
     * "digits": the bundled grey digits with their channel repeated.
     * Any other name or path: see `tfgen.data.catalog.open_dataset`.
@@ -52,10 +52,11 @@ def open_splits(config: Config, data_dir: str) -> Splits:
 
 
 def _image_folder(config: Config, folder: pathlib.Path) -> Splits:
-    if not folder.is_dir():
+    archive = folder.suffix.lower() == ".zip" and folder.is_file()
+    if not (archive or folder.is_dir()):
         raise DataError(
-            f"no folder {folder}: improved diffusion learns the images of --data_dir=FOLDER, or another data set: "
-            "--dataset=digits, photos, cifar10, a path or a TFDS name"
+            f"no folder or .zip archive {folder}: improved diffusion learns the images of --data_dir=FOLDER, or "
+            "another data set: --dataset=digits, photos, cifar10, a path or a TFDS name"
         )
 
     def opened(place: pathlib.Path, like: PreparedFolder | None = None) -> PreparedFolder:

@@ -142,7 +142,6 @@ class Sampler:
 
     def __init__(self, system: ImprovedDiffusion):
         self._system = system
-        self._respaced: dict[str, Process] = {}  # kept, since functions are compiled for a process
 
     # What samples are made from -------------------------------------------------------------------------
 
@@ -153,11 +152,16 @@ class Sampler:
             return np.arange(first, first + count, dtype=np.int64)
         return np.zeros(0, np.int64)
 
-    def labels(self, count: int, key: Key, options: SampleOptions) -> np.ndarray | None:
+    def labels(
+        self, count: int, key: Key, options: SampleOptions, given: np.ndarray | None = None
+    ) -> np.ndarray | None:
         """int64 [count]: the classes of samples, functions of the key and the sample; None without classes.
 
+        Args:
+          given: labels of the images that the samples are made from, whose classes the samples then have.
+
         Raises:
-          SettingsError: classes that the model does not have, or base samples without labels.
+          SettingsError: classes that the model does not have, or samples of images without labels.
         """
         config = self._system.config
         if not config.class_cond:
@@ -170,6 +174,21 @@ class Sampler:
                     f"--class_label={options.class_label}: the model has classes 0 to {config.num_classes - 1}"
                 )
             return np.full(count, options.class_label, np.int64)
+        if len(self.images_wanted(int(key.first_sample), count, options)):
+            if given is None:
+                raise SettingsError(
+                    "the images that these samples are made from have no labels, and this model needs them: choose one "
+                    "for all with --class_label, or another --data_dir"
+                )
+            if len(given) != count:
+                raise SettingsError(f"{count} samples have the labels of as many images, found {len(given)}")
+            wrong = given[(given < 0) | (given >= config.num_classes)]
+            if wrong.size:
+                raise SettingsError(
+                    f"an image of --split has the label {wrong[0]}: the model has classes 0 to "
+                    f"{config.num_classes - 1}; choose one for all with --class_label, or another --data_dir"
+                )
+            return given.astype(np.int64)
         if options.base_samples:
             base = read_base_samples(options.base_samples, config.small_size)
             if base.labels is None:
@@ -197,9 +216,7 @@ class Sampler:
         if not text:
             return self._system.process
         try:
-            if text not in self._respaced:
-                self._respaced[text] = self._system.base_process.respaced(text)
-            return self._respaced[text]
+            return self._system.base_process.respaced(text)
         except ValueError as error:
             name = "steps" if options.steps is not None else "timestep_respacing"
             raise SettingsError(f"--{name}={text}: {error}") from error
@@ -213,6 +230,7 @@ class Sampler:
         options: SampleOptions,
         callback: SampleCallback | None = None,
         images: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """uint8 [count, S, S, 3]. See `System.sample`.
 
@@ -221,8 +239,8 @@ class Sampler:
         """
         self._check(options)
         process, sampler = self.process(options), SAMPLERS[options.chosen]
-        labels, low_res = self.labels(count, key, options), self._low_res(count, key, options, images)
-        labels = None if labels is None else labels.astype(np.int32)  # as in training: one trace serves both
+        classes, low_res = self.labels(count, key, options, labels), self._low_res(count, key, options, images)
+        classes = None if classes is None else classes.astype(np.int32)  # as in training: one trace serves both
         size = min(options.sample_batch, count)
         batches = range(0, count, size)
         parts = []
@@ -231,7 +249,7 @@ class Sampler:
             own = slice(start, min(start + size, count))
             stream = key.skip(start)
             shape = [size, *self._system.spec.shape]
-            conditions = Conditions(_rows(labels, own, size), _rows(low_res, own, size))
+            conditions = Conditions(_rows(classes, own, size), _rows(low_res, own, size))
 
             def report(done: int, total: int, sample: tf.Tensor, pred_xstart: tf.Tensor, place: int = place) -> None:
                 if callback is not None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfgen.data.source import ImageSpec, Splits
 from tfgen.monitor.window import Statistic
 from tfgen.randomness import Key, StepDraws
+from tfgen.settings import SettingsError
 from tfgen.systems.base import Batch, Loss, SampleCallback, System
 from tfgen.systems.diffusion import data, exported, published
 from tfgen.systems.diffusion.config import Config
@@ -199,6 +200,20 @@ class ImprovedDiffusion(System):
         """The network as samplers and bounds call it; see `Sampler.model`."""
         return self._sampler.model(process, conditions)
 
+    def check_data(self, spec: ImageSpec, options: SampleOptions | EvaluateOptions | None) -> None:
+        """See `System.check_data`. Classes are numbered by the data: another number of them means other classes."""
+        config, trained = self.config, self.spec.num_classes
+        if not config.class_cond or getattr(options, "class_label", None) is not None:
+            return
+        # Published weights have the original's 1000 rows, which do not tell how many of them were trained.
+        unknown = not config.dataset and trained == config.num_classes == Config.num_classes
+        if spec.num_classes is None or (spec.num_classes != trained and not unknown):
+            found = "no labels" if spec.num_classes is None else f"{spec.num_classes} classes"
+            raise SettingsError(
+                f"the run learned {trained} classes, and these data have {found}, which would be taken for others: "
+                "expected images of all classes of the training set, named as there (--data_dir)"
+            )
+
     def images_wanted(self, first: int, count: int, options: SampleOptions) -> np.ndarray:
         return self._sampler.images_wanted(first, count, options)
 
@@ -209,19 +224,22 @@ class ImprovedDiffusion(System):
         options: SampleOptions,
         callback: SampleCallback | None = None,
         images: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """Samples by the sampler that `options` name. See `System.sample`."""
-        return self._sampler.sample(count, key, options, callback, images)
+        return self._sampler.sample(count, key, options, callback, images, labels)
 
     def sample_grid(self, samples: np.ndarray, originals: np.ndarray, options: SampleOptions) -> np.ndarray:
         return self._sampler.grid(samples, originals)
 
-    def sample_files(self, samples: np.ndarray, key: Key, options: SampleOptions) -> dict[str, dict[str, np.ndarray]]:
+    def sample_files(
+        self, samples: np.ndarray, key: Key, options: SampleOptions, labels: np.ndarray | None = None
+    ) -> dict[str, dict[str, np.ndarray]]:
         """The original's `samples_NxHxWxC.npz`: `arr_0` images and, of a class-conditional model, `arr_1` labels."""
         arrays = {"arr_0": samples}
-        labels = self._sampler.labels(len(samples), key, options)
-        if labels is not None:
-            arrays["arr_1"] = labels
+        classes = self._sampler.labels(len(samples), key, options, labels)
+        if classes is not None:
+            arrays["arr_1"] = classes
         return {f"samples_{'x'.join(map(str, samples.shape))}.npz": arrays}
 
     def default_sample_options(self) -> SampleOptions:

@@ -233,9 +233,10 @@ class DistAug(System):
         options: SampleOptions,
         callback: SampleCallback | None = None,
         images: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """Ancestral sampling. See `System.sample`."""
-        del images
+        del images, labels
         size = options.sample_batch or self.config.sample_batch
         temperature = self.config.temperature if options.temperature is None else options.temperature
         row = self._conditioning_row(options.tokens)

@@ -208,9 +208,10 @@ class EnergyBasedModel(System):
         options: SampleOptions,
         callback: SampleCallback | None = None,
         images: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """The ends of chains that begin at noise, or in the replay buffer. See `System.sample`."""
-        del images
+        del images, labels
         return self.sampler.sample(count, key, options, callback)
 
     def default_sample_options(self) -> SampleOptions:

@@ -224,8 +224,10 @@ class DistributionSmoothing(System):
         options: SampleOptions,
         callback: SampleCallback | None = None,
         images: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """Samples of the run, or of both stages. See `System.sample`."""
+        del labels
         return self.sampler.sample(count, key, options, callback, images)
 
     def sample_tensors(self, options: SampleOptions) -> dict[str, tuple[int, ...]]:

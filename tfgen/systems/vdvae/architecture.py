@@ -14,7 +14,8 @@ from collections.abc import Mapping
 
 from tfgen.settings import SettingsError
 
-_TOKEN = re.compile(r"(\d+)(?:([xmd])(\d+))?")
+_TOKEN = re.compile(r"(\d{1,9})(?:([xmd])(\d{1,9}))?")
+_MOST_REPETITIONS = 10_000  # a slip of the finger would fill the memory before anything else complains
 
 
 class ArchitectureError(SettingsError):
@@ -33,7 +34,7 @@ def parse_blocks(text: str, flag_name: str = "enc_blocks") -> tuple[Token, ...]:
     """The blocks of a block string, in order.
 
     Raises:
-      ArchitectureError: a token outside the grammar; the text names it.
+      ArchitectureError: a token outside the grammar, or of too many blocks; the text names it.
     """
     blocks: list[Token] = []
     for item in text.split(",") if text else ():
@@ -44,6 +45,11 @@ def parse_blocks(text: str, flag_name: str = "enc_blocks") -> tuple[Token, ...]:
                 "RdF (block, then pooling by F; encoder) or RmS (block that adds the state at resolution S; decoder)"
             )
         resolution, kind, number = int(match[1]), match[2], match[3]
+        if kind == "x" and int(number) > _MOST_REPETITIONS:
+            raise ArchitectureError(
+                f"--{flag_name}={text}: {item.strip()!r} stands for {int(number):,} blocks, expected at most "
+                f"{_MOST_REPETITIONS:,}"
+            )
         if kind == "x":
             blocks += [Token(resolution)] * int(number)
         elif kind is None:
@@ -266,7 +272,26 @@ def _decoder(
                 )
         width = widths[resolution]
         blocks.append(DecoderBlock(resolution, width, _middle(width, multiple, resolution), mixin))
+    _check_that_all_is_used(image_size, text, blocks)
     return tuple(blocks)
+
+
+def _check_that_all_is_used(image_size: int, text: str, blocks: list[DecoderBlock]) -> None:
+    """Raises for blocks that do not reach the image: they would be computed, and stay as they were initialised."""
+    last = {block.resolution: index for index, block in enumerate(blocks)}
+    if last[image_size] != len(blocks) - 1:
+        raise ArchitectureError(
+            f"--dec_blocks={text}: the last block has resolution {blocks[-1].resolution}, but the image is made of the "
+            f"state at {image_size}, and nothing reads what comes after block {last[image_size]}: end with a block at "
+            f"{image_size}"
+        )
+    for resolution, index in last.items():
+        if resolution != image_size and all(block.mixin != resolution for block in blocks[index + 1 :]):
+            raise ArchitectureError(
+                f"--dec_blocks={text}: no block after block {index}, the last at resolution {resolution}, adds the "
+                f"state at {resolution}, so that it does not reach the image: write Rm{resolution} at a later, larger "
+                "resolution R, or leave it out"
+            )
 
 
 def _listed(numbers) -> str:

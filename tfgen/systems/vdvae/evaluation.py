@@ -27,6 +27,11 @@ class EvaluateOptions:
     importance_samples: int = flag(
         1, "latents drawn for each image; above 1 also the importance-weighted bound of that many", minimum=1
     )
+    exact_buckets: bool = flag(
+        False,
+        "also the bound with buckets that meet and masses that are not approximated; the published ones overlap by "
+        "2.8 % for 5-bit images, and underrate far tails for 8-bit ones",
+    )
     noise_seed: int = flag(0, "image i is evaluated with noise that is a function of this seed and i")
 
 
@@ -58,6 +63,10 @@ class Evaluator:
           rate in closed form at one draw of the latents; "bits_per_dim_bound": the same bound in bits.
         * "rate_at_R": of the layers at resolution R, where `--rate_per_resolution` asks for it.
         * "non_finite": 1 for images whose bound is NaN or infinite, and so is its mean over a set.
+        * "elbo_filtered": the bound, or 0 where it is not finite; `System.evaluation_result` makes the mean of the
+          finite ones of it, 0 if there is none.
+        * "exact_elbo", "exact_bits_per_dim_bound" with `exact_buckets`: the bound of the same draw, with the masses of
+          buckets that cover the line once.
         * "iw_elbo", "iw_bits_per_dim_bound" with several importance samples: see `importance_weighted`.
 
         Args:
@@ -72,12 +81,17 @@ class Evaluator:
             "bits_per_dim_bound": bits_per_dim(elbo),
             "distortion": distortion,
             "rate": rate,
+            "elbo_filtered": np.where(np.isfinite(elbo), elbo, 0),
             "non_finite": (~np.isfinite(elbo)).astype(np.float64),
         }
         if self._system.config.rate_per_resolution:
             layers = np.array([block.resolution for block in self._system.architecture.decoder])
             for resolution in np.unique(layers):
                 metrics[f"rate_at_{resolution}"] = rates[layers == resolution].sum(axis=0)
+        if options.exact_buckets:
+            distortion, rates = self._bound(images, first, options.noise_seed, draw=0, sampled_kl=False, exact=True)
+            exact = distortion + rates.sum(axis=0)
+            metrics |= {"exact_elbo": exact, "exact_bits_per_dim_bound": bits_per_dim(exact)}
         if options.importance_samples > 1:
             bound = self.importance_weighted(images, first, options)
             metrics |= {"iw_elbo": bound, "iw_bits_per_dim_bound": bits_per_dim(bound)}
@@ -105,27 +119,29 @@ class Evaluator:
 
     def _names(self, options: EvaluateOptions) -> list[str]:
         """Names of `image_metrics`, which a rank without images has to know as well."""
-        names = ["elbo", "bits_per_dim_bound", "distortion", "rate"]
+        names = ["elbo", "elbo_filtered", "bits_per_dim_bound", "distortion", "rate"]
         if self._system.config.rate_per_resolution:
             names += [f"rate_at_{resolution}" for resolution in self._system.architecture.latent_resolutions]
+        if options.exact_buckets:
+            names += ["exact_elbo", "exact_bits_per_dim_bound"]
         if options.importance_samples > 1:
             names += ["iw_elbo", "iw_bits_per_dim_bound"]
         return [*names, "non_finite"]
 
     def _bound(
-        self, images: np.ndarray, first: int, noise_seed: int, draw: int, sampled_kl: bool
+        self, images: np.ndarray, first: int, noise_seed: int, draw: int, sampled_kl: bool, exact: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Distortion [B] and rates [layers, B] in nats per dimension, float64."""
         key = Key.create(noise_seed, "evaluation")
         numbers = tf.constant(first, tf.int64), tf.constant(draw, tf.int64)
-        distortion, rates = self._compiled(images, key.seed, *numbers, sampled_kl)
+        distortion, rates = self._compiled(images, key.seed, *numbers, sampled_kl, exact)
         return distortion.numpy().astype(np.float64), rates.numpy().astype(np.float64)
 
     @tf.function(autograph=False)
     def _compiled(
-        self, images: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, draw: tf.Tensor, sampled_kl: bool
+        self, images: tf.Tensor, seed: tf.Tensor, first: tf.Tensor, draw: tf.Tensor, sampled_kl: bool, exact: bool
     ) -> tuple[tf.Tensor, tf.Tensor]:
         inputs, targets = self._system.preprocessing.input_and_target(images)
         noise = latent_noise(Key(seed, first).fold(draw))
-        bound = self._system.bound(inputs, targets, noise, sampled_kl)
+        bound = self._system.bound(inputs, targets, noise, sampled_kl, exact)
         return bound.distortion, tf.stack(bound.rates)

@@ -23,6 +23,11 @@ def partial_points(rows: int, layers: int) -> np.ndarray:
     return np.floor(np.linspace(0, 1, rows + 2) * layers).astype(np.int64)[1:-1]
 
 
+def picture_rows(partial_rows: int, sample_rows: int) -> int:
+    """Rows of a `picture_grid`."""
+    return 1 + partial_rows + len(TEMPERATURES[:sample_rows])
+
+
 def picture_grid(
     network: VDVAE, images: np.ndarray, inputs: tf.Tensor, noises: Iterator[Noise], partial_rows: int, sample_rows: int
 ) -> np.ndarray:

@@ -22,18 +22,15 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfgen import torch_file
+from tfgen import torch_file, torch_weights
 from tfgen.systems.vdvae.network import VDVAE, Bottleneck, Convolution
+from tfgen.torch_weights import CheckpointError, Values, shortened
 from tfgen.training.optimizers import AdamW
 
 Layout = Literal["kernel", "bias", "state", "gain"]
-Values = list[tuple[tf.Variable, np.ndarray]]  # what variables are to be set to
 
 WEIGHTS, AVERAGES, OPTIMIZER, LOG = "-model.th", "-model-ema.th", "-opt.th", "-log.jsonl"
-
-
-class CheckpointError(ValueError):
-    """A file that is no checkpoint of the original code, or one of another network."""
+_MOST_STEPS = 2**53  # larger numbers are no counts, and a float64 does not hold them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +96,7 @@ def to_original(array: np.ndarray, layout: Layout) -> np.ndarray:
 
 def assign(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[tf.Variable], where: str) -> None:
     """Sets `targets` to named arrays of the original; all of them, or, on an error, none. See `matched`."""
-    _set(matched(network, arrays, targets, where))
+    torch_weights.assign(matched(network, arrays, targets, where))
 
 
 def matched(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[tf.Variable], where: str) -> Values:
@@ -120,9 +117,9 @@ def matched(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[
     if missing or extra:
         parts = []
         if missing:
-            parts.append(f"lacks {len(missing)} of {len(named)} tensors ({_shortened(missing)})")
+            parts.append(f"lacks {len(missing)} of {len(named)} tensors ({shortened(missing)})")
         if extra:
-            parts.append(f"has {len(extra)} that this network has not ({_shortened(extra)})")
+            parts.append(f"has {len(extra)} that this network has not ({shortened(extra)})")
         raise CheckpointError(f"{where} {' and '.join(parts)}: compare --enc_blocks, --dec_blocks and --no_bias_above")
     wrong = [
         f"{item.name} {list(arrays[item.name].shape)}, expected {list(item.shape)}"
@@ -131,7 +128,7 @@ def matched(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[
     ]
     if wrong:
         raise CheckpointError(
-            f"{where} is of another network, {len(wrong)} shapes differ: {_shortened(wrong)}; "
+            f"{where} is of another network, {len(wrong)} shapes differ: {shortened(wrong)}; "
             "compare --width, --custom_width_str, --bottleneck_multiple, --zdim and --num_mixtures"
         )
     types = [item.name for item in named if arrays[item.name].dtype != np.float32]
@@ -139,11 +136,6 @@ def matched(network: VDVAE, arrays: Mapping[str, np.ndarray], targets: Sequence[
         raise CheckpointError(f"{where}: {types[0]} has type {arrays[types[0]].dtype}, expected float32")
     position = {variable.ref(): index for index, variable in enumerate(network.trainable_variables)}
     return [(targets[position[item.variable.ref()]], to_ours(arrays[item.name], item.layout)) for item in named]
-
-
-def _set(values: Values) -> None:
-    for variable, value in values:
-        variable.assign(value)
 
 
 def read_weights(path: str) -> dict[str, np.ndarray]:
@@ -155,18 +147,21 @@ def read_weights(path: str) -> dict[str, np.ndarray]:
     return torch_file.state_dict(path, prefix="module.")
 
 
-def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> Values:
+def read_optimizer(path: str, network: VDVAE, optimizer: Any, rate: tf.Variable | None = None) -> Values:
     """The moments and the number of updates of a `-opt.th` file, and the variables of a built `AdamW` they belong to.
 
+    Args:
+      rate: also takes the learning rate that was saved, float32 scalar.
+
     Raises:
-      CheckpointError: the file holds no AdamW state, or one of another network.
+      CheckpointError: the file holds no AdamW state, one of another network, or no possible number of updates or rate.
       torch_file.TorchFileError: not a readable file.
     """
     if not isinstance(optimizer, AdamW):
         raise CheckpointError(f"{path} holds AdamW moments, but the optimizer is {type(optimizer).__name__}")
     match torch_file.load(path):
-        case {"state": dict(state), "param_groups": [{"step": int(updates)}, *_]}:
-            pass
+        case {"state": dict(state), "param_groups": [{"step": step} as group, *_]}:
+            updates = _count(step, f"{path}: 'step'")
         case _:
             raise CheckpointError(f"{path} is no optimizer file: expected 'state' and 'param_groups' with a 'step'")
     named = variables(network)
@@ -175,6 +170,14 @@ def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> Values:
             f"{path} has moments of {len(state)} tensors, expected {len(named)}: is it of this network?"
         )
     values: Values = [(optimizer.updates, np.asarray(updates, np.int64))]
+    if rate is not None:
+        saved: Any = group.get("lr")
+        if type(saved) not in (int, float) or not 0 <= saved <= np.finfo(np.float32).max:
+            raise CheckpointError(
+                f"{path}: 'lr' is {str(saved)[:40]}, expected the learning rate that was saved, at least 0: "
+                "leave --restart_warmup or the optimizer file out"
+            )
+        values.append((rate, np.asarray(saved, np.float32)))
     position = {variable.ref(): index for index, variable in enumerate(network.trainable_variables)}
     for index, item in enumerate(named if state else ()):
         for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
@@ -186,6 +189,13 @@ def read_optimizer(path: str, network: VDVAE, optimizer: Any) -> Values:
                 raise CheckpointError(f"{path}: {key} of tensor {index} ({item.name}) is {found}, expected {expected}")
             values.append((moments[position[item.variable.ref()]], to_ours(array, item.layout)))
     return values
+
+
+def _count(value: Any, what: str) -> int:
+    """A number of steps or epochs; raises `CheckpointError` for what is none, before anything is set to it."""
+    if type(value) not in (int, float) or not 0 <= value < _MOST_STEPS or value % 1:
+        raise CheckpointError(f"{what} is {str(value)[:40]}, expected a whole number from 0 to {_MOST_STEPS - 1}")
+    return int(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +216,7 @@ def read_log(path: str) -> LogPosition:
     """The position of a `-log.jsonl` file.
 
     Raises:
-      CheckpointError: no such file, no training record, or a line that is no record.
+      CheckpointError: no such file, no training record, or a line that is no record or has no possible step.
     """
     if not pathlib.Path(path).is_file():
         raise CheckpointError(f"{path} does not exist; expected the -log.jsonl of a checkpoint of the original code")
@@ -217,10 +227,14 @@ def read_log(path: str) -> LogPosition:
             record = json.loads(line)
             kind = record.get("type")
             if kind == "train_loss":
-                epoch, step = max(epoch, int(record["epoch"])), max(step, int(record["step"]))
+                where = f"{path}, line {number}"
+                epoch = max(epoch, _count(record["epoch"], f"{where}: 'epoch'"))
+                step = max(step, _count(record["step"], f"{where}: 'step'"))
             elif kind == "eval_loss":
                 best = min(best, float(record["elbo"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except CheckpointError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(
                 f"{path}, line {number}: expected a JSON record of the log, found {error!r}"
             ) from error
@@ -258,7 +272,13 @@ def _names(stem: str) -> list[str]:
     return [stem + ending for ending in (WEIGHTS, AVERAGES, OPTIMIZER, LOG)]
 
 
-def load_into(files: Files, network: VDVAE, averages: Sequence[tf.Variable], optimizer: Any) -> int:
+def load_into(
+    files: Files,
+    network: VDVAE,
+    averages: Sequence[tf.Variable],
+    optimizer: Any,
+    rate: tf.Variable | None = None,
+) -> int:
     """Sets a network, its averages and its optimizer to published files; returns the step that they reached.
 
     Averages without a file of their own start as the weights; weights without a file as the averages (only averages
@@ -267,6 +287,7 @@ def load_into(files: Files, network: VDVAE, averages: Sequence[tf.Variable], opt
     Args:
       averages: one variable for each of `network.trainable_variables`.
       optimizer: a built `AdamW`.
+      rate: takes the learning rate of the optimizer file, where there is one.
 
     Raises:
       CheckpointError, torch_file.TorchFileError: a file is damaged or does not fit. No variable has changed then.
@@ -277,12 +298,8 @@ def load_into(files: Files, network: VDVAE, averages: Sequence[tf.Variable], opt
     values = matched(network, weights, network.trainable_variables, files.weights or files.averages)
     values += matched(network, averaged, averages, files.averages or files.weights)
     if files.optimizer:
-        values += read_optimizer(files.optimizer, network, optimizer)
-    _set(values)  # only now that all files fit
+        values += read_optimizer(files.optimizer, network, optimizer, rate)
+    torch_weights.assign(values)  # only now that all files fit
     if position is not None:
         return position.step
     return int(optimizer.updates) if files.optimizer else 0
-
-
-def _shortened(items: Sequence[str]) -> str:
-    return ", ".join(items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,9 +23,16 @@ from tfgen.systems.base import SampleCallback
 from tfgen.systems.vdvae.network import VDVAE, Draw
 from tfgen.systems.vdvae.preprocess import Preprocessing
 
-KINDS = ("samples", "reconstructions", "partial", "interpolation", "given")
+KINDS = ("samples", "reconstructions", "partial", "interpolation", "given", "pictures")
+DRAWING_KINDS = ("samples", "partial", "given")  # those that draw latents at a temperature of one's choice
+# What numpy and zipfile raise for files that are empty, cut short, altered, encrypted or of an unknown compression.
+UNREADABLE = (
+    OSError, EOFError, ValueError, TypeError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 DEFAULT_STEPS = 8  # images of an interpolation
 
+# columns(images [B, R, R, 3], key) -> columns of the picture grid, uint8 [B, rows R, R, 3].
+Columns = Callable[[np.ndarray, Key], np.ndarray]
 # uniform(purpose, shape) -> float32 numbers in (0, 1) of that shape.
 Uniform = Callable[[str, Sequence[int | tf.Tensor]], tf.Tensor]
 
@@ -37,7 +45,7 @@ class SampleOptions:
         "samples",
         "samples: from the prior; reconstructions: images from their own latents; partial: the latents of the first "
         "layers are those of an image, the others drawn; interpolation: between images 1 and 2, 3 and 4, ...; given: "
-        "from the latents in --latents_file",
+        "from the latents in --latents_file; pictures: the grid of the training, a column for each of --count images",
         choices=KINDS,
     )
     temperature: str = flag(
@@ -69,6 +77,11 @@ class SampleOptions:
             )
         if self.steps is not None and self.kind != "interpolation":
             raise SettingsError(f"--steps={self.steps} belongs to --kind=interpolation, found --kind={self.kind}")
+        if self.temperature != "1" and self.kind not in DRAWING_KINDS:
+            raise SettingsError(
+                f"--temperature={self.temperature} belongs to --kind={', '.join(DRAWING_KINDS[:-1])} or "
+                f"{DRAWING_KINDS[-1]}, found --kind={self.kind}"
+            )
 
     @property
     def columns(self) -> int:
@@ -140,6 +153,8 @@ def images_wanted(first: int, count: int, options: SampleOptions) -> np.ndarray:
 
 def sample_grid(samples: np.ndarray, originals: np.ndarray, options: SampleOptions) -> np.ndarray:
     """See `System.sample_grid`. An interpolation is a row; reconstructions have the original on their left."""
+    if options.kind == "pictures":
+        return np.concatenate(list(samples), axis=1)
     if options.kind in ("samples", "given"):
         return grids.display_grid(samples)
     if options.kind == "interpolation":
@@ -176,7 +191,7 @@ def read_latents(path: str, network: VDVAE) -> list[np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files if name.startswith("layer_")}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise SettingsError(f"--latents_file={path} cannot be read as an .npz file of arrays: {error}") from error
     blocks = network.architecture.decoder
     names = [f"layer_{index:03d}" for index in range(len(blocks))]
@@ -201,10 +216,14 @@ def read_latents(path: str, network: VDVAE) -> list[np.ndarray]:
 
 
 class Sampler:
-    """Draws samples of every kind. A kind has one compiled function for each batch size, whatever the temperatures."""
+    """Draws samples of every kind. A kind has one compiled function for each batch size, whatever the temperatures.
 
-    def __init__(self, network: VDVAE, preprocessing: Preprocessing):
-        self._network, self._preprocessing = network, preprocessing
+    Args:
+      columns: draws those of the picture grid.
+    """
+
+    def __init__(self, network: VDVAE, preprocessing: Preprocessing, columns: Columns):
+        self._network, self._preprocessing, self._columns = network, preprocessing, columns
         self._layers = len(network.decoder_blocks)
 
     def sample(
@@ -216,7 +235,7 @@ class Sampler:
         callback: SampleCallback | None = None,
         images: np.ndarray | None = None,
     ) -> np.ndarray:
-        """uint8 [count, R, R, 3]. See `System.sample`.
+        """uint8 [count, R, R, 3], or columns [count, rows R, R, 3] of the picture grid. See `System.sample`.
 
         Raises:
           SettingsError: options that do not go with the network or the images.
@@ -265,6 +284,8 @@ class Sampler:
             return self._from_latents(size, seed, index, temperatures, whole).numpy()
         if images is None:
             return self._from_prior(size, seed, index, temperatures).numpy()
+        if options.kind == "pictures":
+            return self._columns(filled_up(images, size), Key(seed, index))
         if options.kind == "interpolation":
             most_rows = (size + options.columns - 2) // options.columns + 1  # that `size` samples can touch
             return self._between(filled_up(images, 2 * most_rows), seed, index, size, options.columns).numpy()

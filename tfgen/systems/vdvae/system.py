@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import logging
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -25,9 +25,9 @@ from tfgen.systems.vdvae import data, exported, published, sampling
 from tfgen.systems.vdvae.config import Config
 from tfgen.systems.vdvae.evaluation import EvaluateOptions, Evaluator
 from tfgen.systems.vdvae.network import VDVAE, Draw
-from tfgen.systems.vdvae.pictures import picture_grid
+from tfgen.systems.vdvae.pictures import picture_grid, picture_rows
 from tfgen.systems.vdvae.preprocess import preprocessing
-from tfgen.systems.vdvae.sampling import Noise, SampleOptions, Sampler, latent_noise
+from tfgen.systems.vdvae.sampling import Noise, SampleOptions, Sampler, latent_noise, posterior_noise
 from tfgen.training.optimizers import AdamW
 from tfgen.training.recipe import Recipe
 from tfgen.training.schedules import LinearWarmup
@@ -74,11 +74,16 @@ class VeryDeepVAE(System):
         config.validate(spec)
         self.architecture = config.architecture(spec.height)
         self.preprocessing = preprocessing(config.dataset)
-        self.buckets = logistic_mixture.FIVE_BIT if self.preprocessing.low_bit else logistic_mixture.EIGHT_BIT
+        low_bit = self.preprocessing.low_bit
+        self.buckets = logistic_mixture.FIVE_BIT if low_bit else logistic_mixture.EIGHT_BIT
+        self.exact_buckets = logistic_mixture.FIVE_BIT_EXACT if low_bit else logistic_mixture.EIGHT_BIT_EXACT
         self.network = VDVAE(self.architecture, config.zdim, config.num_mixtures, config.seed)
         # Where the warm-up began anew, see --restart_warmup; -1 if it did not.
         self.state.restored_step = tf.Variable(-1, dtype=tf.int64, trainable=False, name="restored_step")
-        self._sampler = Sampler(self.network, self.preprocessing)
+        if config.restart_warmup:
+            # That of the optimizer file, of the first step alone; -1 without one.
+            self.state.restored_rate = tf.Variable(-1, dtype=tf.float32, trainable=False, name="restored_rate")
+        self._sampler = Sampler(self.network, self.preprocessing, self._picture_columns)
         self._evaluator = Evaluator(self)
 
     # Before the network exists --------------------------------------------------------------------------
@@ -130,14 +135,16 @@ class VeryDeepVAE(System):
         """The rate of a step (int64): a warm-up that may have begun anew at `restored_step`.
 
         The original restores an optimizer after its schedule was attached: the first step still has the rate that was
-        saved, which is the full one, the next ones climb from 1 / warmup_iters.
+        saved with it, whatever `lr` is, the next ones climb from lr / warmup_iters. Without an optimizer file the
+        schedule begins as that of a new run does, at 0.
         """
         schedule = LinearWarmup(self.config.lr, self.config.warmup_iters)
         if not self.config.restart_warmup:
             return schedule(step)
         began = self.state.restored_step
         since = tf.cast(step, tf.int64) - tf.maximum(began, 0)
-        return tf.where((began >= 0) & (since == 0), np.float32(self.config.lr), schedule(since))
+        saved = self.state.restored_rate
+        return tf.where((began >= 0) & (since == 0) & (saved >= 0), saved, schedule(since))
 
     def loss(self, batch: Batch, key: Key, training: bool) -> Loss:
         del training  # the network is the same in both
@@ -157,7 +164,9 @@ class VeryDeepVAE(System):
             metrics |= self._rates_by_resolution(bound)
         return Loss(distortion + self.config.rate_weight * rate, metrics)
 
-    def bound(self, inputs: tf.Tensor, targets: tf.Tensor, draw: Draw, sampled_kl: bool = False) -> Bound:
+    def bound(
+        self, inputs: tf.Tensor, targets: tf.Tensor, draw: Draw, sampled_kl: bool = False, exact: bool = False
+    ) -> Bound:
         """The negative evidence lower bound of images, term by term (paper, equation 2).
 
         Args:
@@ -165,10 +174,12 @@ class VeryDeepVAE(System):
           targets: the same images in [-1, 1], of the same shape.
           draw: noise of the stochastic layers.
           sampled_kl: see `network.inference_layer`.
+          exact: whether the probabilities of all levels sum to 1, which those of the published buckets do not.
         """
         inferred = self.network.infer(inputs, draw, sampled_kl)
         parameters = self.network.mixture_parameters(inferred.features)
-        log_prob = logistic_mixture.log_prob(parameters, targets, self.buckets)  # [B, R, R]
+        buckets = self.exact_buckets if exact else self.buckets
+        log_prob = logistic_mixture.log_prob(parameters, targets, buckets)  # [B, R, R]
         return Bound(
             distortion=tf.reduce_sum(log_prob, axis=[1, 2]) / -self.spec.dims,
             rates=[tf.reduce_sum(kl, axis=[1, 2, 3]) / self.spec.dims for kl in inferred.kls],
@@ -192,10 +203,19 @@ class VeryDeepVAE(System):
         options: SampleOptions,
         callback: SampleCallback | None = None,
         images: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
     ) -> np.ndarray:
         """Samples of the kind that `options` ask for. See `System.sample`."""
+        del labels
         batch_size = options.sample_batch or self.config.sample_batch
         return self._sampler.sample(count, key, options, batch_size, callback, images)
+
+    def sample_shape(self, options: SampleOptions) -> tuple[int, ...]:
+        """Of `--kind=pictures` a sample is a column of the grid. See `System.sample_shape`."""
+        height, width, channels = self.spec.shape
+        config = self.config
+        rows = picture_rows(config.num_variables_visualize, config.num_temperatures_visualize)
+        return (rows * height if options.kind == "pictures" else height, width, channels)
 
     def sample_grid(self, samples: np.ndarray, originals: np.ndarray, options: SampleOptions) -> np.ndarray:
         return sampling.sample_grid(samples, originals, options)
@@ -206,15 +226,30 @@ class VeryDeepVAE(System):
         """The evidence lower bound, from one draw of the latents for each image. See `System.evaluate`."""
         return self._evaluator.evaluate(batches, options)
 
+    def evaluation_result(self, means: dict[str, float | np.ndarray]) -> dict[str, float | np.ndarray]:
+        """Turns "elbo_filtered" into the mean over the images with a finite bound. See `System.evaluation_result`."""
+        finite = 1 - means["non_finite"]  # share of the images whose bounds "elbo_filtered" has the sum of
+        return means | {"elbo_filtered": means["elbo_filtered"] / finite if finite > 0 else 0.0}
+
     def pictures(self, images: np.ndarray, key: Key) -> dict[str, np.ndarray]:
         """Originals, partial reconstructions and samples as one grid. See `System.pictures`."""
+        return {"pictures": self._picture_grid(images, key)}
+
+    def _picture_grid(self, images: np.ndarray, key: Key) -> np.ndarray:
+        """uint8 [rows R, B R, 3]."""
+
+        def noises() -> Iterator[Noise]:
+            yield dataclasses.replace(Noise.of(key), latents=posterior_noise(key))
+            yield from (Noise.of(key.fold(row)) for row in itertools.count(1))
+
         inputs, _ = self.preprocessing.input_and_target(images)
-        noises = (Noise.of(key.fold(row)) for row in itertools.count())
         config = self.config
-        grid = picture_grid(
-            self.network, images, inputs, noises, config.num_variables_visualize, config.num_temperatures_visualize
-        )
-        return {"pictures": grid}
+        rows = config.num_variables_visualize, config.num_temperatures_visualize
+        return picture_grid(self.network, images, inputs, noises(), *rows)
+
+    def _picture_columns(self, images: np.ndarray, key: Key) -> np.ndarray:
+        """Column i of the grid is a function of the key, i and image i alone: uint8 [B, rows R, R, 3]."""
+        return np.stack(np.split(self._picture_grid(images, key), len(images), axis=1))
 
     def signatures(self) -> dict[str, tf.types.experimental.GenericFunction]:
         return exported.signatures(self)
@@ -229,7 +264,8 @@ class VeryDeepVAE(System):
             files = published.files_beside(path)
         for what, name in dataclasses.asdict(files).items():
             logging.info("%s: %s", what, name or "none")
-        step = published.load_into(files, self.network, state.averages[0].averages, state.optimizer)
+        rate = self.state.restored_rate if config.restart_warmup else None
+        step = published.load_into(files, self.network, state.averages[0].averages, state.optimizer, rate)
         state.step.assign(step)
         if config.restart_warmup:
             self.state.restored_step.assign(step)
