@@ -71,21 +71,17 @@ def test_attention_and_its_gradients(case, dtype):
 
 
 def test_lists_that_change_between_calls():
-    """One traced function for all lists of a size: the copy on the device is made anew when they change."""
-    layouts = [random_lists(4, 16, 1) for _ in range(2)]
+    """TensorFlow keeps one kernel for eager calls of the same attributes, and that kernel a copy of the lists."""
+    both = [random_lists(4, 16, 1) for _ in range(2)]
     tensors = [tf.constant(x, tf.float32) for x in fresh(1, 64, 8, 8)[:3]]
-
-    @tf.function(reduce_retracing=True)
-    def both(*tensors: tf.Tensor) -> list[tf.Tensor]:
-        return [block_sparse_attention(*tensors, lists, 2) for lists in layouts]
-
     with tf.device(DEVICE):
-        first = [block_sparse_attention(*tensors, lists, 2).numpy() for lists in layouts]
+        first = [block_sparse_attention(*tensors, lists, 2).numpy() for lists in both]
         for _ in range(3):
-            for lists, expected in zip(layouts, first, strict=True):
+            for lists, expected in zip(both, first, strict=True):
                 np.testing.assert_array_equal(block_sparse_attention(*tensors, lists, 2), expected)
-        for found, expected in zip(both(*tensors), first, strict=True):
-            np.testing.assert_array_equal(found, expected)
+    for found, lists in zip(first, both, strict=True):
+        with library.plain_tensorflow():
+            np.testing.assert_allclose(found, block_sparse_attention(*tensors, lists, 2), atol=1e-2)
     assert not np.array_equal(first[0], first[1])
 
 
