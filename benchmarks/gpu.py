@@ -5,16 +5,17 @@ Calls the C ABI. Needs PyTorch with a CUDA device and nvcc, not TensorFlow. Prin
 forward and backward in milliseconds, the bytes that must move (each operand and result once) a second and their share
 of a measured copy bandwidth, operations a second on kept blocks (2 products forward, 5 backward), and the same times of
 PyTorch's FlexAttention, with the same mask in blocks of 128, and of its dense causal attention, with the error instead
-where one of them does not run. The first line is the copy bandwidth. Every case is checked against float32 attention
-before it is timed. `--rows short long` times both kernels of 16-bit types at every shape, to see at which length of a
-row they cross (kLongRow in blocksparse.cu). The last lines are Langevin steps on tensors of `--langevin_mib`, with
-their share of the copy bandwidth.
+where one of them does not run (`--beside` chooses among them). The first line is the copy bandwidth. Every case is
+checked against float32 attention before it is timed. `--rows short long` times both kernels of 16-bit types at every
+shape, to see at which length of a row they cross (kLongRow in blocksparse.cu; heads of 32 have one kernel). The last
+lines are Langevin steps on tensors of `--langevin_mib`, with their share of the copy bandwidth.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -53,7 +54,7 @@ LAYERS = {
     "c10_bT": Layer(3072, 96, "bT"),
     "i64_b": Layer(12288, 128, "b"),
     "i64_bT": Layer(12288, 128, "bT"),
-    # Long rows: every key of the past, and bands of many blocks on both sides of kLongRow.
+    # Long rows: every key of the past, and bands of many blocks, on both sides of kLongRow for heads of 64.
     "causal_32": Layer(4096, 4096, "b", blocksize=64),
     "causal_64": Layer(4096, 4096, "b", width=64, blocksize=64),
     "causal_128": Layer(4096, 4096, "b", heads=8, width=128, blocksize=128),
@@ -61,6 +62,7 @@ LAYERS = {
     "band_192": Layer(12288, 192, "b"),
     "band_384": Layer(12288, 384, "b"),
     "band_1536": Layer(12288, 1536, "b"),
+    "band_384_width_64": Layer(12288, 384, "b", heads=8, width=64, blocksize=64),
     "band_1536_width_64": Layer(12288, 1536, "b", heads=8, width=64, blocksize=64),
     "classes_of_1536": Layer(12288, 8, "bT"),
 }
@@ -71,6 +73,7 @@ LANGEVIN_STEPS = {
 }
 ENTRIES = {"as_it_is": None, "short": 0, "long": 2**31 - 1}  # what to tell the launchers, who choose the kernel by it
 DTYPES = ("float16", "bfloat16", "float32")
+BESIDE = ("flex", "dense")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", nargs="+", choices=LAYERS, default=list(LAYERS), help="shapes to time")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="dtypes to time")
     parser.add_argument("--rows", nargs="+", choices=ENTRIES, default=["as_it_is"], help="kernels of 16-bit types")
+    parser.add_argument("--beside", nargs="*", choices=BESIDE, default=list(BESIDE), help="what of PyTorch to time too")
     parser.add_argument("--langevin_mib", type=int, nargs="*", default=[256], help="sizes of tensors of Langevin steps")
     parser.add_argument("--batch", type=int, default=4, help="sequences; few of them do not fill a large card")
     parser.add_argument("--repeats", type=int, default=50, help="timed calls, after five to warm up")
@@ -91,13 +95,14 @@ def main(argv: list[str] | None = None) -> int:
     bandwidth = copy_bandwidth(options.repeats)
     device = torch.cuda.get_device_name()
     print(json.dumps({"benchmark": "gpu", "device": device, "copy_bytes_per_second": round(bandwidth)}), flush=True)
-    for name in options.layers:
-        for dtype in options.dtypes:
-            for rows in options.rows if dtype != "float32" else ["as_it_is"]:
-                line = {"benchmark": "gpu", "device": device, "layer": name, "dtype": dtype, "batch": options.batch}
-                line["rows"] = rows
-                line |= measure(LAYERS[name], getattr(torch, dtype), options.batch, options.repeats, bandwidth, rows)
-                print(json.dumps(line), flush=True)
+    for name, dtype_name in itertools.product(options.layers, options.dtypes):
+        layer, dtype = LAYERS[name], getattr(torch, dtype_name)
+        for rows in options.rows if dtype_name != "float32" else ["as_it_is"]:
+            line = {"benchmark": "gpu", "device": device, "layer": name, "dtype": dtype_name, "batch": options.batch}
+            line |= {"rows": rows} | measure(layer, dtype, options.batch, options.repeats, bandwidth, rows)
+            for other in options.beside:
+                line |= measure_beside(other, layer, dtype, options.batch, options.repeats)
+            print(json.dumps(line), flush=True)
     for mib in options.langevin_mib:
         for kind, step in LANGEVIN_STEPS.items():
             line = {"benchmark": "gpu", "device": device, "langevin": kind, "tensor_mib": mib}
@@ -173,9 +178,6 @@ def measure(layer: Layer, dtype: Any, batch: int, repeats: int, bandwidth: float
             f"{name}_share_of_bandwidth": round(needed / seconds / bandwidth, 3),
             f"{name}_flop_per_second": round(products * product / seconds),
         }
-    heads = [x.unflatten(2, [layer.heads, layer.width]).transpose(1, 2).contiguous() for x in (q, k, v, dout)]
-    for name, function in (("flex", flex(layer)), ("sdpa_dense_causal", dense_causal)):
-        result |= others(name, function, heads, repeats)
     return result
 
 
@@ -218,11 +220,14 @@ def measure_langevin(step: Step, mib: int, repeats: int, bandwidth: float) -> di
     }
 
 
-def others(name: str, function: Callable[..., Any], heads: list[Any], repeats: int) -> dict[str, Any]:
+def measure_beside(name: str, layer: Layer, dtype: Any, batch: int, repeats: int) -> dict[str, Any]:
     """Times of another implementation, on contiguous [B, H, T, D], or why it has none."""
     import torch
 
-    q, k, v = (x.detach().clone().requires_grad_() for x in heads[:3])
+    function = flex(layer) if name == "flex" else dense_causal
+    shape = [batch, layer.heads, layer.length, layer.width]
+    q, k, v = (torch.randn(shape, device="cuda").to(dtype).requires_grad_() for _ in range(3))
+    upstream = torch.randn(shape, device="cuda").to(dtype)
     outs: list[Any] = []
 
     def forward() -> None:
@@ -233,7 +238,7 @@ def others(name: str, function: Callable[..., Any], heads: list[Any], repeats: i
         outs[:] = [function(q, k, v)]
 
     def backward() -> None:
-        torch.autograd.grad(outs[0], (q, k, v), heads[3])
+        torch.autograd.grad(outs[0], (q, k, v), upstream)
 
     try:
         return {

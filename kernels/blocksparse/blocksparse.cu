@@ -1,7 +1,8 @@
 // The CUDA launchers of blocksparse.h: which kernel computes which shape.
 //
 // tensorcore.cuh: bfloat16 and float16, blocks of 16 and more, widths that are multiples of 8 up to 128, aligned rows.
-// pipelined.cuh: of those, long rows; and the gradients of keys and values where keys are wider than 64, at any length.
+// pipelined.cuh: of those, heads wider than 32 with long rows; and the gradients of keys and values where keys are wider
+// than 64, at any length.
 // fma.cuh: everything else, float32 first of all.
 //
 // Each kernel is compiled for a few widths and serves all narrower ones. The list is kept short: it is what decides how
@@ -19,9 +20,8 @@ namespace {
 
 constexpr int64_t kMaxSize = TFGEN_BLOCKSPARSE_MAX_CUDA_SIZE;
 constexpr int64_t kMaxTensorCore = 128;  // widest head whose sums fit the registers of a warp
-// Slots that a row keeps on average, blocks counted whole, from which on the pipeline is used. A forward pass does half
-// as many operations a byte: 128 here, where an A100 can do 156 and an H100 295 while it moves a byte. Below, time goes
-// into moving the rows, for which tensorcore.cuh needs no barriers. An estimate, never measured.
+// Slots that a row keeps on average, blocks counted whole, from which on the pipeline is used where heads are wider than
+// 32. Heads of 32 are served faster by tensorcore.cuh at any length (measured, see docs/performance.md).
 constexpr int64_t kLongRow = 256;
 
 bool supported(const TfgenBlocksparseShape& shape) {
@@ -43,7 +43,7 @@ bool has_vectors(const TfgenBlocksparseShape& shape, const void* const (&tensors
   return true;
 }
 
-bool on_tensor_cores(const TfgenBlocksparseShape& shape, bool vectors) {
+bool fits_tensor_cores(const TfgenBlocksparseShape& shape, bool vectors) {
   return vectors && shape.dtype != TFGEN_FLOAT32 && shape.blocksize >= tensorcore::kRows &&
          shape.key_size <= kMaxTensorCore && shape.value_size <= kMaxTensorCore;
 }
@@ -58,7 +58,7 @@ int64_t tiles(const TfgenBlocksparseShape& shape, int own) { return (shape.lengt
 
 // Launches B * H * count thread blocks. Shared memory beyond 48 KiB a thread block must be asked for.
 template <typename... Arguments>
-cudaError_t launch(void (*kernel)(Arguments...), const TfgenBlocksparseShape& shape, int64_t count, int threads,
+cudaError_t launch(void (*kernel)(Grid, Arguments...), const TfgenBlocksparseShape& shape, int64_t count, int threads,
                    size_t shared, cudaStream_t stream, Arguments... arguments) {
   const int64_t blocks = shape.batch * shape.heads * count;
   if (blocks == 0) return cudaSuccess;
@@ -73,19 +73,7 @@ cudaError_t launch(void (*kernel)(Arguments...), const TfgenBlocksparseShape& sh
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
-// kKeyWidth and kValueWidth: the widest heads of a kernel, multiples of 32.
-template <typename T, int kKeyWidth, int kValueWidth>
-cudaError_t wide_forward(const TfgenBlocksparseForward& args, cudaStream_t stream) {
-  const TfgenBlocksparseShape& shape = args.shape;
-  if (has_long_rows(shape, args.rows)) {
-    return launch(pipelined::forward<T, kKeyWidth, kValueWidth>, shape, tiles(shape, pipelined::kOwn),
-                  pipelined::kThreads, pipelined::ForwardLayout<kKeyWidth, kValueWidth>::kBytes, stream, args);
-  }
-  return launch(tensorcore::forward<T, kKeyWidth / 32, kValueWidth / 32>, shape, tiles(shape, tensorcore::kOwn),
-                tensorcore::kThreads, 0, stream, args);
+  return cudaLaunchKernelEx(&config, kernel, Grid(shape, count), arguments...);
 }
 
 template <typename T, int kKeyWidth, int kValueWidth, bool kOwnsKeys>
@@ -96,42 +84,69 @@ cudaError_t pipelined_backward(const TfgenBlocksparseBackward& args, cudaStream_
                 stream, args);
 }
 
-template <typename T, int kKeyWidth, int kValueWidth, bool kOwnsKeys>
-cudaError_t tensorcore_backward(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
+template <typename T, typename S>
+cudaError_t short_rows(const TfgenBlocksparseForward& args, cudaStream_t stream) {
+  return launch(tensorcore::forward<T, S>, args.shape, tiles(args.shape, S::kOwn), tensorcore::kThreads,
+                tensorcore::Pipeline<T, S, false>::kBytes, stream, args);
+}
+
+template <typename T, typename S>
+cudaError_t short_rows(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
   using namespace tensorcore;
-  return launch(backward<T, kKeyWidth / 32, kValueWidth / 32, kOwnsKeys>, args.shape, tiles(args.shape, kOwn), kThreads,
-                0, stream, args);
+  const TfgenBlocksparseShape& shape = args.shape;
+  const int64_t count = tiles(shape, S::kOwn);
+  cudaError_t error = launch(row_products<T, S::kValueWidth / 32>, shape, tiles(shape, kWarps * kDeltaRows), kThreads, 0,
+                             stream, args);
+  if (error != cudaSuccess) return error;
+  // k, v, dk and dv of 128 wide are more than the registers of the warps of tensorcore.cuh.
+  if constexpr (S::kKeyWidth + S::kValueWidth <= 192) {
+    return launch(backward<T, S>, shape, 2 * count, kThreads, Pipeline<T, S, true>::kBytes, stream, args);
+  } else {
+    error = launch(query_backward<T, S>, shape, count, kThreads, Pipeline<T, S, false>::kBytes, stream, args);
+    if (error != cudaSuccess) return error;
+    return pipelined_backward<T, S::kKeyWidth, S::kValueWidth, true>(args, stream);
+  }
+}
+
+template <typename T, int kKeyWidth, int kValueWidth, typename Arguments>
+cudaError_t short_rows(const Arguments& args, cudaStream_t stream) {
+  using tensorcore::Sizes;
+  const TfgenBlocksparseShape& shape = args.shape;
+  if (shape.blocksize < 32) return short_rows<T, Sizes<kKeyWidth, kValueWidth, 1, 1, false>>(args, stream);
+  if constexpr (kKeyWidth == 32 && kValueWidth == 32) {
+    const bool runs = shape.stride == 1 || shape.length / shape.stride % 32 == 0;
+    if (shape.blocksize == 32 && shape.key_size == 32 && shape.value_size == 32 && runs) {
+      return short_rows<T, Sizes<32, 32, 2, 2, true>>(args, stream);
+    }
+  }
+  constexpr int kTiles = kKeyWidth + kValueWidth <= 64 ? 2 : 1, kStrips = kKeyWidth + kValueWidth <= 128 ? 2 : 1;
+  return short_rows<T, Sizes<kKeyWidth, kValueWidth, kTiles, kStrips, false>>(args, stream);
+}
+
+// kKeyWidth and kValueWidth: the widest heads of a kernel, multiples of 32.
+template <typename T, int kKeyWidth, int kValueWidth>
+cudaError_t wide(const TfgenBlocksparseForward& args, cudaStream_t stream) {
+  const TfgenBlocksparseShape& shape = args.shape;
+  if (!has_long_rows(shape, args.rows)) return short_rows<T, kKeyWidth, kValueWidth>(args, stream);
+  return launch(pipelined::forward<T, kKeyWidth, kValueWidth>, shape, tiles(shape, pipelined::kOwn),
+                pipelined::kThreads, pipelined::ForwardLayout<kKeyWidth, kValueWidth>::kBytes, stream, args);
 }
 
 template <typename T, int kKeyWidth, int kValueWidth>
-cudaError_t wide_backward(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
-  const bool long_rows = has_long_rows(args.shape, args.rows);
-  const cudaError_t error = long_rows ? pipelined_backward<T, kKeyWidth, kValueWidth, false>(args, stream)
-                                      : tensorcore_backward<T, kKeyWidth, kValueWidth, false>(args, stream);
+cudaError_t wide(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
+  if (!has_long_rows(args.shape, args.rows)) return short_rows<T, kKeyWidth, kValueWidth>(args, stream);
+  const cudaError_t error = pipelined_backward<T, kKeyWidth, kValueWidth, false>(args, stream);
   if (error != cudaSuccess) return error;
-  // k, v, dk and dv of 128 wide are more than the registers of the warps of tensorcore.cuh.
-  if constexpr (kKeyWidth + kValueWidth <= 192) {
-    if (!long_rows) return tensorcore_backward<T, kKeyWidth, kValueWidth, true>(args, stream);
-  }
   return pipelined_backward<T, kKeyWidth, kValueWidth, true>(args, stream);
 }
 
-template <typename T>
-cudaError_t tensorcore_forward(const TfgenBlocksparseForward& args, cudaStream_t stream) {
+template <typename T, typename Arguments>
+cudaError_t on_tensor_cores(const Arguments& args, cudaStream_t stream) {
   const int64_t key = args.shape.key_size, value = args.shape.value_size;
-  if (key <= 32 && value <= 32) return wide_forward<T, 32, 32>(args, stream);
-  if (key <= 64 && value <= 64) return wide_forward<T, 64, 64>(args, stream);
-  if (key <= 64) return wide_forward<T, 64, 128>(args, stream);
-  return wide_forward<T, 128, 128>(args, stream);
-}
-
-template <typename T>
-cudaError_t tensorcore_backward(const TfgenBlocksparseBackward& args, cudaStream_t stream) {
-  const int64_t key = args.shape.key_size, value = args.shape.value_size;
-  if (key <= 32 && value <= 32) return wide_backward<T, 32, 32>(args, stream);
-  if (key <= 64 && value <= 64) return wide_backward<T, 64, 64>(args, stream);
-  if (key <= 64) return wide_backward<T, 64, 128>(args, stream);
-  return wide_backward<T, 128, 128>(args, stream);
+  if (key <= 32 && value <= 32) return short_rows<T, 32, 32>(args, stream);
+  if (key <= 64 && value <= 64) return wide<T, 64, 64>(args, stream);
+  if (key <= 64) return wide<T, 64, 128>(args, stream);
+  return wide<T, 128, 128>(args, stream);
 }
 
 int fma_threads(const TfgenBlocksparseShape& shape) {
@@ -184,16 +199,16 @@ extern "C" int tfgen_blocksparse_forward_cuda(const TfgenBlocksparseForward* arg
   using namespace tfgen::blocksparse;
   if (!supported(args->shape)) return cudaErrorInvalidValue;
   const bool vectors = has_vectors(args->shape, {args->q, args->k, args->v, args->out});
-  const bool tensor_cores = on_tensor_cores(args->shape, vectors);
+  const bool tensor_cores = fits_tensor_cores(args->shape, vectors);
   cudaStream_t on = static_cast<cudaStream_t>(stream);
   switch (args->shape.dtype) {
     case TFGEN_FLOAT32:
       return fma_forward<float>(*args, vectors, on);
     case TFGEN_BFLOAT16:
-      return tensor_cores ? tensorcore_forward<__nv_bfloat16>(*args, on)
+      return tensor_cores ? on_tensor_cores<__nv_bfloat16>(*args, on)
                           : fma_forward<__nv_bfloat16>(*args, vectors, on);
     case TFGEN_FLOAT16:
-      return tensor_cores ? tensorcore_forward<__half>(*args, on) : fma_forward<__half>(*args, vectors, on);
+      return tensor_cores ? on_tensor_cores<__half>(*args, on) : fma_forward<__half>(*args, vectors, on);
   }
   return cudaErrorInvalidValue;
 }
@@ -203,16 +218,16 @@ extern "C" int tfgen_blocksparse_backward_cuda(const TfgenBlocksparseBackward* a
   if (!supported(args->shape)) return cudaErrorInvalidValue;
   const bool vectors = has_vectors(
       args->shape, {args->q, args->k, args->v, args->out, args->dout, args->dq, args->dk, args->dv});
-  const bool tensor_cores = on_tensor_cores(args->shape, vectors);
+  const bool tensor_cores = fits_tensor_cores(args->shape, vectors);
   cudaStream_t on = static_cast<cudaStream_t>(stream);
   switch (args->shape.dtype) {
     case TFGEN_FLOAT32:
       return fma_backward<float>(*args, vectors, on);
     case TFGEN_BFLOAT16:
-      return tensor_cores ? tensorcore_backward<__nv_bfloat16>(*args, on)
+      return tensor_cores ? on_tensor_cores<__nv_bfloat16>(*args, on)
                           : fma_backward<__nv_bfloat16>(*args, vectors, on);
     case TFGEN_FLOAT16:
-      return tensor_cores ? tensorcore_backward<__half>(*args, on) : fma_backward<__half>(*args, vectors, on);
+      return tensor_cores ? on_tensor_cores<__half>(*args, on) : fma_backward<__half>(*args, vectors, on);
   }
   return cudaErrorInvalidValue;
 }

@@ -156,18 +156,18 @@ constexpr int min_blocks(int elements) { return elements == 1 ? 5 : elements == 
 // kElements: elements of the width a lane sums, at least ceil(Dv / 32).
 template <typename T, int kElements>
 __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks(kElements))
-    forward(const TfgenBlocksparseForward args, bool vectors) {
+    forward(const Grid grid, const TfgenBlocksparseForward args, bool vectors) {
   float4* shared = shared_memory();
   const TfgenBlocksparseShape& shape = args.shape;
   const int blocksize = shape.blocksize, rows = rows_of(blocksize);
   const int key_size = static_cast<int>(shape.key_size), value_size = static_cast<int>(shape.value_size);
-  const Work work(shape, static_cast<int>(shape.length) / rows);
+  const Work work(grid);
   const int own_slot = work.tile * rows;
 
-  const Order order(shape);
-  const Head<const T> queries(args.q, shape, key_size, work.batch, work.head);
-  const Head<const T> keys(args.k, shape, key_size, work.batch, work.head);
-  const Head<const T> values(args.v, shape, value_size, work.batch, work.head);
+  const Order order(shape, grid);
+  const Head<const T> queries(args.q, grid, work, key_size, grid.key_pitch);
+  const Head<const T> keys(args.k, grid, work, key_size, grid.key_pitch);
+  const Head<const T> values(args.v, grid, work, value_size, grid.value_pitch);
 
   const Tile q{reinterpret_cast<float*>(shared), tile_pitch(key_size)};
   const Tile k{q.data + rows * q.pitch, q.pitch};
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks
     sum[r] = 0.0f;
   }
 
-  const Entries entries(args.rows, shape, work.head, own_slot / blocksize);
+  const Entries entries(args.rows, grid, work.head, own_slot / blocksize);
   for (int index = 0; index < entries.count * (blocksize / rows); ++index) {
     const int entry = entries.first + index * rows / blocksize;
     const int strip_column = index * rows % blocksize;
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks
     accumulate(out, weights, v, rows, value_size);
   }
 
-  const Head<T> outs(args.out, shape, value_size, work.batch, work.head);
+  const Head<T> outs(args.out, grid, work, value_size, grid.value_pitch);
 #pragma unroll
   for (int r = 0; r < kRowsPerWarp; ++r) {
     const int token = order.token(own_slot + first_row + r);
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks
     const bool empty = maximum[r] == minus_infinity() && total == 0.0f;
     store_row(outs.row(token), value_size, out[r], empty ? 0.0f : 1.0f / total);
     if (lane == 0) {
-      args.lse[(work.batch * shape.heads + work.head) * shape.length + token] =
+      args.lse[work.statistics(grid) + token] =
           empty ? minus_infinity() : maximum[r] + logf(total);
     }
   }
@@ -243,21 +243,21 @@ __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks
 // kElements: elements of the width a lane sums, at least ceil(max(Dk, Dv) / 32).
 template <typename T, int kElements, bool kOwnsKeys>
 __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks(kElements))
-    backward(const TfgenBlocksparseBackward args, bool vectors) {
+    backward(const Grid grid, const TfgenBlocksparseBackward args, bool vectors) {
   float4* shared = shared_memory();
   const TfgenBlocksparseShape& shape = args.shape;
   const TfgenBlocksparseLists& lists = kOwnsKeys ? args.columns : args.rows;
   const int blocksize = shape.blocksize, rows = rows_of(blocksize);
   const int key_size = static_cast<int>(shape.key_size), value_size = static_cast<int>(shape.value_size);
-  const Work work(shape, static_cast<int>(shape.length) / rows);
+  const Work work(grid);
   const int own_slot = work.tile * rows;
 
-  const Order order(shape);
-  const Head<const T> own_keyed_rows(kOwnsKeys ? args.k : args.q, shape, key_size, work.batch, work.head);
-  const Head<const T> own_valued_rows(kOwnsKeys ? args.v : args.dout, shape, value_size, work.batch, work.head);
-  const Head<const T> other_keyed_rows(kOwnsKeys ? args.q : args.k, shape, key_size, work.batch, work.head);
-  const Head<const T> other_valued_rows(kOwnsKeys ? args.dout : args.v, shape, value_size, work.batch, work.head);
-  const int64_t statistics = (work.batch * shape.heads + work.head) * shape.length;  // row of lse and delta
+  const Order order(shape, grid);
+  const Head<const T> own_keyed_rows(kOwnsKeys ? args.k : args.q, grid, work, key_size, grid.key_pitch);
+  const Head<const T> own_valued_rows(kOwnsKeys ? args.v : args.dout, grid, work, value_size, grid.value_pitch);
+  const Head<const T> other_keyed_rows(kOwnsKeys ? args.q : args.k, grid, work, key_size, grid.key_pitch);
+  const Head<const T> other_valued_rows(kOwnsKeys ? args.dout : args.v, grid, work, value_size, grid.value_pitch);
+  const int64_t statistics = work.statistics(grid);  // row of lse and delta
 
   const Tile own_keyed{reinterpret_cast<float*>(shared), tile_pitch(key_size)};
   const Tile own_valued{own_keyed.data + rows * own_keyed.pitch, tile_pitch(value_size)};
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks
   float lse[kRowsPerWarp], delta[kRowsPerWarp];  // of this warp's queries; pass 1 only
   if (!kOwnsKeys) {
     __syncthreads();
-    const Head<const T> outs(args.out, shape, value_size, work.batch, work.head);
+    const Head<const T> outs(args.out, grid, work, value_size, grid.value_pitch);
 #pragma unroll
     for (int r = 0; r < kRowsPerWarp; ++r) {
       const int token = order.token(own_slot + first_row + r);
@@ -292,7 +292,7 @@ __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks
   float keyed_sums[kRowsPerWarp][kElements] = {};   // dq or dk, before the scale
   float valued_sums[kRowsPerWarp][kElements] = {};  // dv; pass 2 only
 
-  const Entries entries(lists, shape, work.head, own_slot / blocksize);
+  const Entries entries(lists, grid, work.head, own_slot / blocksize);
   for (int index = 0; index < entries.count * (blocksize / rows); ++index) {
     const int entry = entries.first + index * rows / blocksize;
     const int strip_column = index * rows % blocksize;
@@ -330,8 +330,8 @@ __global__ void __launch_bounds__(kMaxRows / kRowsPerWarp* kWarpSize, min_blocks
     if (kOwnsKeys) accumulate(valued_sums, weights, valued, rows, value_size);
   }
 
-  const Head<T> keyed_gradients(kOwnsKeys ? args.dk : args.dq, shape, key_size, work.batch, work.head);
-  const Head<T> valued_gradients(args.dv, shape, value_size, work.batch, work.head);
+  const Head<T> keyed_gradients(kOwnsKeys ? args.dk : args.dq, grid, work, key_size, grid.key_pitch);
+  const Head<T> valued_gradients(args.dv, grid, work, value_size, grid.value_pitch);
 #pragma unroll
   for (int r = 0; r < kRowsPerWarp; ++r) {
     const int token = order.token(own_slot + first_row + r);

@@ -18,7 +18,7 @@
 
 #include <limits.h>
 
-#include "kernels/blocksparse/device.cuh"
+#include "kernels/blocksparse/matrices.cuh"
 
 namespace tfgen {
 namespace blocksparse {
@@ -31,34 +31,6 @@ constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kStrip = 16;            // slots of the other side that have a mask of their own
 constexpr int kPair = 2 * kStrip;     // slots of the other side that a warp multiplies at a time
 constexpr int kAbsent = -2;           // a "mask": this warp's row lacks the block
-constexpr uint32_t kAllLanes = 0xffffffffu;
-
-// A matrix of kWidth 16-bit columns in shared memory, whose rows are groups of 16 bytes. Row r holds group g at place
-// g ^ key(r), which makes the same group of 8 consecutive rows lie in 8 different sets of banks.
-template <int kWidth>
-struct Matrix {
-  static constexpr int kPitch = 2 * kWidth;  // bytes
-  static constexpr int kGroups = kWidth / 8;
-
-  __device__ static int key(int row) { return kGroups == 4 ? row / 2 % 4 : row % 8; }  // 64-byte rows: two a line
-  __device__ static uint32_t offset(int row, int group) { return row * kPitch + (group ^ key(row)) * 16; }
-
-  // The address that this lane passes to load_matrices for the two by two [8, 8] matrices of 16 rows and 32 bytes,
-  // those of the first 16 rows and bytes; see at(). By columns: both of the upper 8 rows come first, as in two factors
-  // b of a product over the width. By rows: those of the first 16 bytes come first, as in a factor a, and, transposed,
-  // in two factors b of a product over slots.
-  __device__ static uint32_t by_columns(uint32_t matrix) {
-    const int lane = threadIdx.x % kWarpSize;
-    return matrix + offset(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-  }
-  __device__ static uint32_t by_rows(uint32_t matrix) {
-    const int lane = threadIdx.x % kWarpSize;
-    return matrix + offset(lane % 16, lane / 16);
-  }
-  // The same, `rows` further down and `pairs` times 32 bytes to the right. Rows come in sixteens, which all have the
-  // same keys, and a row is aligned to its size, so that the pair of groups is a matter of one xor.
-  __device__ static uint32_t at(uint32_t first, int rows, int pairs) { return (first ^ (pairs * 32)) + rows * kPitch; }
-};
 
 // What is where in shared memory. A stage holds one step: keys and values (or queries and output gradients), the masks
 // of the strips for each warp, and lse and delta of queries where those are the other side. kOwnShared: the 64 rows of
@@ -102,16 +74,16 @@ struct Walk {
   int column, mask;  // of that entry; INT_MAX at the end
   int part = 0;      // slots of the block that steps have covered, where it is more than one step
 
-  __device__ Walk(const TfgenBlocksparseLists& block_lists, const TfgenBlocksparseShape& shape, int64_t head, int tile)
+  __device__ Walk(const TfgenBlocksparseLists& block_lists, const Grid& grid, const Work& work)
       : lists(block_lists),
-        blocksize(shape.blocksize),
-        own(static_cast<int>(threadIdx.x) / kWarpSize * kRows / shape.blocksize),
+        blocksize(1 << grid.block_shift),
+        own(static_cast<int>(threadIdx.x) / kWarpSize * kRows >> grid.block_shift),
         entry(0),
         end(0) {
-    const int lane = threadIdx.x % kWarpSize, row = tile * kOwn / blocksize + lane;
+    const int lane = threadIdx.x % kWarpSize, row = (work.tile * kOwn >> grid.block_shift) + lane;
     // The last tile may reach beyond the sequence: lists without entries.
-    if (lane * blocksize < kOwn && row < static_cast<int>(shape.length / blocksize)) {
-      const Entries entries(lists, shape, head, row);
+    if (lane * blocksize < kOwn && row < grid.length >> grid.block_shift) {
+      const Entries entries(lists, grid, work.head, row);
       entry = entries.first;
       end = entries.first + entries.count;
     }
@@ -187,17 +159,17 @@ struct Pipeline {
   Walk walk;
   int fetched = 0;  // steps
 
-  __device__ Pipeline(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists, const Work& work,
-                      const void* keyed_tensor, const void* valued_tensor, const float* lse_row, const float* delta_row)
-      : keyed(keyed_tensor, shape, shape.key_size, work.batch, work.head),
-        valued(valued_tensor, shape, shape.value_size, work.batch, work.head),
+  __device__ Pipeline(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists, const Grid& grid,
+                      const Work& work, const void* keyed_tensor, const void* valued_tensor, const float* lse_row, const float* delta_row)
+      : keyed(keyed_tensor, grid, work, static_cast<int>(shape.key_size), grid.key_pitch),
+        valued(valued_tensor, grid, work, static_cast<int>(shape.value_size), grid.value_pitch),
         key_size(static_cast<int>(shape.key_size)),
         value_size(static_cast<int>(shape.value_size)),
-        order(shape),
+        order(shape, grid),
         lse(lse_row),
         delta(delta_row),
         memory(shared_address()),
-        walk(lists, shape, work.head, work.tile) {}
+        walk(lists, grid, work) {}
 
   __device__ uint32_t stage(int step) const { return memory + step % Shared::kStages * Shared::kStage; }
   __device__ uint32_t small_stage(int step) const {
@@ -280,26 +252,6 @@ struct Kept {
   }
 };
 
-// This warp's 16 rows as factors a of products over the width, from device memory; zeros from `size` on.
-template <typename T, int kWidth>
-__device__ inline void load_own(uint4 (&own)[kWidth / 16], const Head<const T>& head, const int (&tokens)[2],
-                                int size) {
-  const T *upper = head.row(tokens[0]), *lower = head.row(tokens[1]);
-#pragma unroll
-  for (int k = 0; k < kWidth / 16; ++k) {
-    const int left = k * 16 + threadIdx.x % 4 * 2, right = left + 8;
-    own[k] = make_uint4(0, 0, 0, 0);
-    if (k * 16 < size) {
-      own[k].x = __ldg(reinterpret_cast<const unsigned*>(upper + left));
-      own[k].y = __ldg(reinterpret_cast<const unsigned*>(lower + left));
-    }
-    if (k * 16 + 8 < size) {
-      own[k].z = __ldg(reinterpret_cast<const unsigned*>(upper + right));
-      own[k].w = __ldg(reinterpret_cast<const unsigned*>(lower + right));
-    }
-  }
-}
-
 // c[tile] += own rows times 16 + 16 rows of the other side, over 16 elements of the width.
 template <typename T, int kWidth>
 __device__ inline void multiply_rows(float (&c)[4][4], const uint4& own, uint32_t other, int row, int k) {
@@ -357,16 +309,16 @@ struct Own {
 };
 
 template <typename T, int kKeyWidth, int kValueWidth>
-__global__ void __launch_bounds__(kThreads) forward(const TfgenBlocksparseForward args) {
+__global__ void __launch_bounds__(kThreads) forward(const Grid grid, const TfgenBlocksparseForward args) {
   using Shared = ForwardLayout<kKeyWidth, kValueWidth>;
   constexpr int kPairs = Shared::kTile / kPair;
   const TfgenBlocksparseShape& shape = args.shape;
-  const Work work(shape, (static_cast<int>(shape.length) + kOwn - 1) / kOwn);
-  Pipeline<T, kKeyWidth, kValueWidth, Shared> pipeline(shape, args.rows, work, args.k, args.v, nullptr, nullptr);
+  const Work work(grid);
+  Pipeline<T, kKeyWidth, kValueWidth, Shared> pipeline(shape, args.rows, grid, work, args.k, args.v, nullptr, nullptr);
   pipeline.start();
 
   const Own own(shape, pipeline.order, work.tile);
-  const Head<const T> queries(args.q, shape, shape.key_size, work.batch, work.head);
+  const Head<const T> queries(args.q, grid, work, static_cast<int>(shape.key_size), grid.key_pitch);
   uint4 q[kKeyWidth / 16];
   load_own<T, kKeyWidth>(q, queries, own.tokens, pipeline.key_size);  // of token 0, never used, where there are none
 
@@ -452,14 +404,14 @@ __global__ void __launch_bounds__(kThreads) forward(const TfgenBlocksparseForwar
   }
 
   if (!own.exists) return;
-  const Head<T> outs(args.out, shape, shape.value_size, work.batch, work.head);
+  const Head<T> outs(args.out, grid, work, static_cast<int>(shape.value_size), grid.value_pitch);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float total = quad_sum(sum[half]);
     const bool empty = maximum[half] == minus_infinity() && total == 0.0f;
     store_row<T, kValueWidth>(outs.row(own.tokens[half]), pipeline.value_size, out, half, empty ? 0.0f : 1.0f / total);
     if (threadIdx.x % 4 == 0) {
-      args.lse[(work.batch * shape.heads + work.head) * shape.length + own.tokens[half]] =
+      args.lse[work.statistics(grid) + own.tokens[half]] =
           empty ? minus_infinity() : (maximum[half] + log2f(total)) * kLn2;
     }
   }
@@ -504,19 +456,19 @@ __device__ inline float dot(uint32_t a, uint32_t b) {
 // (pass 2: dk, dv), with everything transposed; so "own" is (q, dout) or (k, v) and "other" the reverse. Each pass sums
 // in the order of its lists and writes its own rows: no atomics, the same bits every run.
 template <typename T, int kKeyWidth, int kValueWidth, bool kOwnsKeys>
-__global__ void __launch_bounds__(kThreads) backward(const TfgenBlocksparseBackward args) {
+__global__ void __launch_bounds__(kThreads) backward(const Grid grid, const TfgenBlocksparseBackward args) {
   using Shared = typename BackwardLayout<kKeyWidth, kValueWidth, kOwnsKeys>::Type;
   const TfgenBlocksparseShape& shape = args.shape;
   const TfgenBlocksparseLists& lists = kOwnsKeys ? args.columns : args.rows;
-  const Work work(shape, (static_cast<int>(shape.length) + kOwn - 1) / kOwn);
-  const int64_t statistics = (work.batch * shape.heads + work.head) * shape.length;  // row of lse and delta
+  const Work work(grid);
+  const int64_t statistics = work.statistics(grid);  // row of lse and delta
   const float* const lse_row = args.lse + statistics;
   float* const delta_row = args.delta + statistics;
-  Pipeline<T, kKeyWidth, kValueWidth, Shared> pipeline(shape, lists, work, kOwnsKeys ? args.q : args.k,
+  Pipeline<T, kKeyWidth, kValueWidth, Shared> pipeline(shape, lists, grid, work, kOwnsKeys ? args.q : args.k,
                                                        kOwnsKeys ? args.dout : args.v, lse_row, delta_row);
   const int key_size = pipeline.key_size, value_size = pipeline.value_size;
-  const Head<const T> own_keyed(kOwnsKeys ? args.k : args.q, shape, key_size, work.batch, work.head);
-  const Head<const T> own_valued(kOwnsKeys ? args.v : args.dout, shape, value_size, work.batch, work.head);
+  const Head<const T> own_keyed(kOwnsKeys ? args.k : args.q, grid, work, key_size, grid.key_pitch);
+  const Head<const T> own_valued(kOwnsKeys ? args.v : args.dout, grid, work, value_size, grid.value_pitch);
   if (Shared::kOwnShared) {  // in the group of the first step
     int tokens[kOwn / kWarpSize];
 #pragma unroll
@@ -535,7 +487,7 @@ __global__ void __launch_bounds__(kThreads) backward(const TfgenBlocksparseBackw
                                                            pipeline.memory + Shared::kOwnValued);
   float lse[2] = {}, delta[2] = {};  // of this thread's two query rows; pass 1 only
   if constexpr (!kOwnsKeys) {
-    const Head<const T> outs(args.out, shape, value_size, work.batch, work.head);
+    const Head<const T> outs(args.out, grid, work, value_size, grid.value_pitch);
     uint4 out[kValueWidth / 16];
     load_own<T, kValueWidth>(out, outs, own.tokens, value_size);
 #pragma unroll
@@ -546,7 +498,7 @@ __global__ void __launch_bounds__(kThreads) backward(const TfgenBlocksparseBackw
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      delta[half] = quad_sum(delta[half]);
+      delta[half] = -quad_sum(delta[half]);
       lse[half] = lse_row[own.tokens[half]] * kLog2E;
       if (own.exists && threadIdx.x % 4 == 0) delta_row[own.tokens[half]] = delta[half];
     }
@@ -588,7 +540,7 @@ __global__ void __launch_bounds__(kThreads) backward(const TfgenBlocksparseBackw
           // A query that keeps no key has lse -inf and p = +inf here; all its bits are 0.
           weights[tile][i] = kept.all || kept.keeps(tile, i) ? p : 0.0f;
           gradients[tile][i] =
-              weights[tile][i] * (gradients[tile][i] - (kOwnsKeys ? column_delta[i % 2] : delta[i / 2]));
+              weights[tile][i] * (gradients[tile][i] + (kOwnsKeys ? column_delta[i % 2] : delta[i / 2]));
         }
       }
       accumulate<T, kKeyWidth>(keyed_sums, gradients, Matrix<kKeyWidth>::by_rows(keyed_matrix), row);
@@ -600,8 +552,8 @@ __global__ void __launch_bounds__(kThreads) backward(const TfgenBlocksparseBackw
   wait_copies<0>();  // of own rows that no step has waited for, when there is none
 
   if (!own.exists) return;
-  const Head<T> keyed_gradients(kOwnsKeys ? args.dk : args.dq, shape, key_size, work.batch, work.head);
-  const Head<T> valued_gradients(args.dv, shape, value_size, work.batch, work.head);
+  const Head<T> keyed_gradients(kOwnsKeys ? args.dk : args.dq, grid, work, key_size, grid.key_pitch);
+  const Head<T> valued_gradients(args.dv, grid, work, value_size, grid.value_pitch);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     store_row<T, kKeyWidth>(keyed_gradients.row(own.tokens[half]), key_size, keyed_sums, half, shape.scale);

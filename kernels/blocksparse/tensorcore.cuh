@@ -1,229 +1,263 @@
-// Block-sparse attention for 16-bit types on tensor cores (mma.sync, sm_80 and later), float32 sums.
+// Block-sparse attention for 16-bit types on tensor cores (mma.sync, sm_80 and later), float32 sums, for short rows.
 //
-// A warp owns 16 consecutive slots of one head and walks the blocks of their row in *strips* of 16 slots, so that all
-// block sizes from 16 on are one kernel. Warps share nothing and never wait for each other; those of a thread block own
-// neighbouring slots, so that keys and values that several of them read come from the L1 cache.
+// A warp owns 32 or 16 consecutive slots of one head (`kTiles` tiles of 16) and walks the blocks of their row in chunks
+// of 32 or 16 slots of the other side (`kStrips` strips of 16), which come to it through shared memory (chunks.cuh). From
+// there operands come by ldmatrix. Scores and weights stay in registers.
 //
-// Operands go from device memory straight to registers, in 16-byte loads. The thread of row r = lane / 4 and i = lane
-// % 4 loads elements 8i .. 8i + 7 of every 32 of a row. A product over the width (q k^T) may sum in any order, as long
-// as both sides agree, so that those 8 elements are its operands of two multiplications. In a product over slots (p v)
-// the same registers become operands by an 8 x 8 transposition each, which permutes the columns of the result such
-// that a thread ends with elements 8i .. 8i + 7 again and stores 16 bytes.
-//
-// Bound: memory bandwidth at 1 to 5 blocks of 32 a row. Long rows would be bound by the L1 cache (K and V once for each
-// 16 queries) and go to pipelined.cuh. Widths are multiples of 8, padded to 32 with zeros in registers.
+// Bound: memory bandwidth at 1 to 5 blocks of 32 a row, if instructions are few, enough warps are there to hide
+// latencies, and the L2 cache is not asked for the same rows too often. 32 slots a warp halve loads of matrices for each
+// product. What the published layers have in common is known to their kernel when it is compiled (`kRegular`). Other
+// widths are multiples of 8, padded with zeros.
 #ifndef TFGEN_KERNELS_BLOCKSPARSE_TENSORCORE_CUH_
 #define TFGEN_KERNELS_BLOCKSPARSE_TENSORCORE_CUH_
 
-#include "kernels/blocksparse/device.cuh"
+#include <float.h>
+
+#include "kernels/blocksparse/chunks.cuh"
 
 namespace tfgen {
 namespace blocksparse {
 namespace tensorcore {
 
-constexpr int kRows = 16;  // slots of a warp, and of a strip
-constexpr int kWarps = 4;  // of a thread block; independent of each other
-constexpr int kThreads = kWarps * kWarpSize;
-constexpr int kOwn = kWarps * kRows;  // slots of a thread block
+constexpr float kHeadroom = 8.0f;  // weights are at most 2^8, far from the largest float16
 
-// This thread's 16 bytes of each of the `kPieces` pieces of 32 elements of a row; zeros from `size` on.
-template <typename T, int kPieces>
-__device__ inline void load_row(uint4 (&row)[kPieces], const T* source, int size) {
-  const int first = threadIdx.x % 4 * 8;
-#pragma unroll
-  for (int piece = 0; piece < kPieces; ++piece) {
-    const int element = piece * 32 + first;
-    row[piece] = element < size ? __ldg(reinterpret_cast<const uint4*>(source + element)) : make_uint4(0, 0, 0, 0);
-  }
-}
+using Four = float[4];
 
-// c += rows own^T of 16 against 8, over the width.
-template <typename T, int kPieces>
-__device__ inline void multiply_rows(float (&c)[4], const uint4 (&own)[2][kPieces], const uint4 (&other)[kPieces]) {
-#pragma unroll
-  for (int piece = 0; piece < kPieces; ++piece) {
-    const uint4 &upper = own[0][piece], &lower = own[1][piece], &b = other[piece];
-    multiply<T>(c, upper.x, lower.x, upper.y, lower.y, b.x, b.y);
-    multiply<T>(c, upper.z, lower.z, upper.w, lower.w, b.z, b.w);
-  }
-}
-
-// sums[16, width] += weights[16, 16] rows[16, width], the weights from two tiles of 8 columns. sums[piece][j] are
-// elements 8i + 2j, 8i + 2j + 1 of the piece.
-template <typename T, int kPieces>
-__device__ inline void accumulate(float (&sums)[kPieces][4][4], const float (&left)[4], const float (&right)[4],
-                                  const uint4 (&upper)[kPieces], const uint4 (&lower)[kPieces]) {
-  const uint32_t a0 = pack<T>(left[0], left[1]), a1 = pack<T>(left[2], left[3]);
-  const uint32_t a2 = pack<T>(right[0], right[1]), a3 = pack<T>(right[2], right[3]);
-#pragma unroll
-  for (int piece = 0; piece < kPieces; ++piece) {
-    const uint4 &u = upper[piece], &l = lower[piece];
-    multiply<T>(sums[piece][0], a0, a1, a2, a3, transpose8(u.x), transpose8(l.x));
-    multiply<T>(sums[piece][1], a0, a1, a2, a3, transpose8(u.y), transpose8(l.y));
-    multiply<T>(sums[piece][2], a0, a1, a2, a3, transpose8(u.z), transpose8(l.z));
-    multiply<T>(sums[piece][3], a0, a1, a2, a3, transpose8(u.w), transpose8(l.w));
-  }
-}
-
-// Stores the sums, times a factor, of row lane / 4 (half 0) or lane / 4 + 8 (half 1).
-template <typename T, int kPieces>
-__device__ inline void store_row(T* target, int size, const float (&sums)[kPieces][4][4], int half, float factor) {
-  const int first = threadIdx.x % 4 * 8;
-#pragma unroll
-  for (int piece = 0; piece < kPieces; ++piece) {
-    const int element = piece * 32 + first;
-    if (element >= size) continue;
-    uint4 bits;
-    bits.x = pack<T>(sums[piece][0][2 * half] * factor, sums[piece][0][2 * half + 1] * factor);
-    bits.y = pack<T>(sums[piece][1][2 * half] * factor, sums[piece][1][2 * half + 1] * factor);
-    bits.z = pack<T>(sums[piece][2][2 * half] * factor, sums[piece][2][2 * half + 1] * factor);
-    bits.w = pack<T>(sums[piece][3][2 * half] * factor, sums[piece][3][2 * half + 1] * factor);
-    *reinterpret_cast<uint4*>(target + element) = bits;
-  }
-}
-
-// Sixteen slots of the other side, and the entry's mask for this thread's rows lane / 4 and lane / 4 + 8.
-struct Strip {
-  int slot;
-  bool masked;
-  uint32_t kept[2];  // bit c: column c of the strip; meaningful only if masked
-
-  __device__ Strip(const TfgenBlocksparseLists& lists, int blocksize, const Entries& entries, int index,
-                   int row_in_block) {
-    const int entry = entries.first + index * kRows / blocksize;
-    const int column = index * kRows % blocksize;
-    const int mask = lists.masks[entry];
-    slot = lists.columns[entry] * blocksize + column;
-    masked = mask >= 0;
-    if (masked) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        kept[half] = kept_bits(lists, blocksize, mask, row_in_block + 8 * half, column);
-      }
-    }
-  }
-
-  // Whether element `i` of this thread's four of tile 0 or 1 (columns 0 - 7 or 8 - 15) is kept.
-  __device__ bool keeps(int tile, int i) const {
-    return kept[i / 2] >> (tile * 8 + threadIdx.x % 4 * 2 + i % 2) & 1;
-  }
+struct Zeros {
+  Four zeros = {};
+  __device__ const Four& operator()(int, int) const { return zeros; }
 };
 
-template <typename T, int kKeyPieces, int kValuePieces>
-__global__ void __launch_bounds__(kThreads) forward(const TfgenBlocksparseForward args) {
-  const TfgenBlocksparseShape& shape = args.shape;
-  const int length = static_cast<int>(shape.length), blocksize = shape.blocksize;
-  const Work work(shape, (length + kOwn - 1) / kOwn);
-  const int own_slot = (work.tile * kWarps + static_cast<int>(threadIdx.x) / kWarpSize) * kRows;
-  if (own_slot >= length) return;  // a whole warp, and no other waits for it
+// The warp's own rows as factors a of products over the width: in registers, or in shared memory from `memory` on, where
+// they are after the first wait for copies. Registers are better used for more products at a time, where there is room.
+template <typename T, typename S, int kWidth, bool kShared = S::kRegular>
+struct OwnRows {
+  uint4 rows[S::kTiles][kWidth / 16];
 
-  const int key_size = static_cast<int>(shape.key_size), value_size = static_cast<int>(shape.value_size);
-  const Order order(shape);
-  const Head<const T> queries(args.q, shape, key_size, work.batch, work.head);
-  const Head<const T> keys(args.k, shape, key_size, work.batch, work.head);
-  const Head<const T> values(args.v, shape, value_size, work.batch, work.head);
-  const int row = threadIdx.x % kWarpSize / 4;
-  const int tokens[2] = {order.token(own_slot + row), order.token(own_slot + row + 8)};
+  __device__ OwnRows(const Head<const T>& head, const Tokens<S>& tokens, int size, uint32_t) {
+#pragma unroll
+    for (int tile = 0; tile < S::kTiles; ++tile) {
+      const int pair[2] = {tokens.at(2 * tile), tokens.at(2 * tile + 1)};
+      load_own<T, kWidth>(rows[tile], head, pair, size);
+    }
+  }
+  __device__ uint4 at(int tile, int k) const { return rows[tile][k]; }
+};
+template <typename T, typename S, int kWidth>
+struct OwnRows<T, S, kWidth, true> {
+  uint32_t first;
 
-  uint4 q[2][kKeyPieces];
-  load_row(q[0], queries.row(tokens[0]), key_size);
-  load_row(q[1], queries.row(tokens[1]), key_size);
+  __device__ OwnRows(const Head<const T>& head, const Tokens<S>& tokens, int, uint32_t memory)
+      : first(Matrix<kWidth>::by_rows(memory)) {
+    static_assert(S::kRegular && kWidth == 32, "");
+    const uint32_t target = memory + Matrix<32>::offset(CopyPlace<32>::row(), CopyPlace<32>::group());
+#pragma unroll
+    for (int j = 0; j < S::kOwnWarp / 8; ++j) {
+      copy16(target + 8 * j * Matrix<32>::kPitch, head.row(tokens.at(j)) + CopyPlace<32>::group() * 8, true);
+    }
+  }
+  __device__ uint4 at(int tile, int k) const { return load_matrices(Matrix<kWidth>::at(first, tile * kRows, k)); }
+};
 
-  const float scale = shape.scale * kLog2E;  // the softmax works on powers of two
-  float out[kValuePieces][4][4] = {};
-  float maximum[2] = {minus_infinity(), minus_infinity()};
-  float sum[2] = {0.0f, 0.0f};  // of this thread's columns
-
-  const Entries entries(args.rows, shape, work.head, own_slot / blocksize);
-  const int strips = entries.count * (blocksize / kRows);
-  // Two strips a step: the maxima and the rescaling, which cost as much as the products, are shared by 32 keys.
-  for (int index = 0; index < strips; index += 2) {
-    float weights[2][2][4] = {};  // [strip][tile][i]
-    int slots[2];
+// c[tile] = start + own rows times kStrips times 16 rows of the other side, over the width. `other` is from by_columns.
+// `start(tile, t)` are the four numbers of tile t of 8 columns.
+template <typename T, int kWidth, int kStrips, typename Rows, int kTiles, typename Start>
+__device__ inline void multiply_rows(float (&c)[kTiles][2 * kStrips][4], const Rows& own, uint32_t other, int row,
+                                     const Start& start) {
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if (index + s < strips) {
-        const Strip strip(args.rows, blocksize, entries, index + s, own_slot % blocksize + row);
-        slots[s] = strip.slot;
+  for (int k = 0; k < kWidth / 16; ++k) {
+    uint4 a[kTiles];
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
-          uint4 k[kKeyPieces];
-          load_row(k, keys.row(order.token(strip.slot + tile * 8 + row)), key_size);
-          multiply_rows<T>(weights[s][tile], q, k);
+    for (int tile = 0; tile < kTiles; ++tile) a[tile] = own.at(tile, k);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) weights[s][tile][i] *= scale;
-          if (strip.masked) {
+    for (int s = 0; s < kStrips; ++s) {
+      const uint4 b = load_matrices(Matrix<kWidth>::at(other, row + s * kRows, k));
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              if (!strip.keeps(tile, i)) weights[s][tile][i] = minus_infinity();
-            }
-          }
-        }
-      } else {
-        slots[s] = -1;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) weights[s][0][i] = weights[s][1][i] = minus_infinity();
+      for (int tile = 0; tile < kTiles; ++tile) {
+        Four &left = c[tile][2 * s], &right = c[tile][2 * s + 1];
+        const Four& left_start = k == 0 ? start(tile, 2 * s) : static_cast<const Four&>(left);
+        const Four& right_start = k == 0 ? start(tile, 2 * s + 1) : static_cast<const Four&>(right);
+        multiply<T>(left, left_start, a[tile].x, a[tile].y, a[tile].z, a[tile].w, b.x, b.y);
+        multiply<T>(right, right_start, a[tile].x, a[tile].y, a[tile].z, a[tile].w, b.z, b.w);
       }
     }
+  }
+}
 
+// sums[tile] += weights[tile][16, 16] rows[16, width], the weights in tiles t and t + 1 of 8 columns. `other` is from
+// by_rows.
+template <typename T, int kWidth, int kTiles, int kColumns>
+__device__ inline void accumulate(float (&sums)[kTiles][kWidth / 8][4], const float (&weights)[kTiles][kColumns][4],
+                                  int t, uint32_t other, int row) {
+  uint4 a[kTiles];
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const float(&left)[4] = weights[tile][t], (&right)[4] = weights[tile][t + 1];
+    a[tile] = make_uint4(pack<T>(left[0], left[1]), pack<T>(left[2], left[3]), pack<T>(right[0], right[1]),
+                         pack<T>(right[2], right[3]));
+  }
+#pragma unroll
+  for (int pair = 0; pair < kWidth / 16; ++pair) {
+    const uint4 b = load_matrices_transposed(Matrix<kWidth>::at(other, row, pair));
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      multiply<T>(sums[tile][2 * pair], a[tile].x, a[tile].y, a[tile].z, a[tile].w, b.x, b.y);
+      multiply<T>(sums[tile][2 * pair + 1], a[tile].x, a[tile].y, a[tile].z, a[tile].w, b.z, b.w);
+    }
+  }
+}
+
+// Puts the warp's sums, times a factor a row, into shared memory as rows of 16-bit numbers.
+template <typename T, int kWidth, int kTiles>
+__device__ inline void put_rows(uint32_t target, const float (&sums)[kTiles][kWidth / 8][4],
+                                const float (&factors)[kTiles][2]) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float largest = maximum[half];
+      const int row = tile * kRows + half * 8 + lane() / 4;
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
+      for (int group = 0; group < kWidth / 8; ++group) {
+        const float(&c)[4] = sums[tile][group];
+        const float factor = factors[tile][half];
+        store_shared4(target + Matrix<kWidth>::offset(row, group) + lane() % 4 * 4,
+                      pack<T>(c[2 * half] * factor, c[2 * half + 1] * factor));
+      }
+    }
+  }
+}
+
+// Stores the rows that put_rows has put, after a barrier, 16 bytes a thread.
+template <int kWidth, typename T, typename S>
+__device__ inline void store_rows(const Head<T>& head, const Order& order, int own_slot, uint32_t source, int size) {
+  using Place = CopyPlace<kWidth>;
+  if (!S::kRegular && Place::group() * 8 >= size) return;
+  const Tokens<S> tokens(order, own_slot + Place::row());
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
-          largest = fmaxf(largest, fmaxf(weights[s][tile][2 * half], weights[s][tile][2 * half + 1]));
+  for (int j = 0; j < S::kOwnWarp / Place::kAtOnce; ++j) {
+    const int row = Place::row() + j * Place::kAtOnce;
+    const int token = S::kRegular && kWidth == 32 ? tokens.at(j) : order.token(own_slot + row);
+    const uint4 bits = load_shared16(source + Matrix<kWidth>::offset(row, Place::group()));
+    store16(head.row(token) + Place::group() * 8, bits);
+  }
+}
+
+template <typename T, typename S>
+__global__ void __launch_bounds__(kThreads, S::kForwardBlocks)
+    forward(const Grid grid, const TfgenBlocksparseForward args) {
+  constexpr int kKeyWidth = S::kKeyWidth, kValueWidth = S::kValueWidth, kTiles = S::kTiles;
+  constexpr int kColumns = 2 * S::kStrips;  // tiles of 8 keys
+  const TfgenBlocksparseShape& shape = args.shape;
+  const Work work(grid);
+  using Source = Pipeline<T, S, false>;
+  const int own_slot = S::own_slot(work);
+  if (own_slot >= grid.length) return;  // a whole warp, and no other waits for it
+  const Order order(shape, grid);
+  const uint32_t memory = Source::own_memory();
+  const Head<const T> queries(args.q, grid, work, S::key_size(shape), grid.key_pitch);
+  const Tokens<S> tokens(order, own_slot + lane() / 4);
+  const OwnRows<T, S, kKeyWidth> q(queries, tokens, S::key_size(shape), memory);
+  Source source(shape, args.rows, grid, work, order, args.k, args.v, nullptr, nullptr);
+
+  // The maximum of the scores is that of their scaled values only if the scale is positive. 0 becomes the least number,
+  // for which -inf times the scale is -inf.
+  const float scale = fmaxf(fabsf(shape.scale) * kLog2E, FLT_MIN);  // the softmax works on powers of two
+  float out[kTiles][kValueWidth / 8][4] = {};
+  // Weights are 2^(scaled score - reference). The reference is a maximum of the scores so far, not necessarily the latest:
+  // as long as no score is more than kHeadroom above it, sums need not be scaled again. -FLT_MAX: no key yet.
+  float reference[kTiles][2], sum[kTiles][2] = {};  // the sum of this thread's columns
+#pragma unroll
+  for (int j = 0; j < 2 * kTiles; ++j) reference[j / 2][j % 2] = -FLT_MAX;
+
+  while (source.next()) {
+    const uint32_t keys = Matrix<kKeyWidth>::by_columns(source.chunk());
+    const uint32_t values = Matrix<kValueWidth>::by_rows(source.chunk() + S::kValued);
+    float weights[kTiles][kColumns][4];  // first the scores
+    multiply_rows<T, kKeyWidth, S::kStrips>(weights, q, keys, 0, Zeros());
+    if (shape.scale < 0.0f) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int t = 0; t < kColumns; ++t) {
+#pragma unroll
+          for (float& score : weights[tile][t]) score = -score;
         }
       }
-      largest = quad_max(largest);
-      // A row that has kept no key yet: -inf - -inf would be NaN; exp2(-inf - 0) is the 0 that it should be.
-      const float reference = largest == minus_infinity() ? 0.0f : largest;
-      const float rescale = exp2_approx(maximum[half] - reference);
-      maximum[half] = largest;
-      sum[half] *= rescale;
+    }
+    if (source.masked()) {
+      const Kept<S> kept(source.masks(), source.mask_shift());
 #pragma unroll
-      for (int piece = 0; piece < kValuePieces; ++piece) {
+      for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          out[piece][j][2 * half] *= rescale;
-          out[piece][j][2 * half + 1] *= rescale;
-        }
-      }
+        for (int t = 0; t < kColumns; ++t) {
 #pragma unroll
-      for (int s = 0; s < 2; ++s) {
-#pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            weights[s][tile][i] = exp2_approx(weights[s][tile][i] - reference);
-            sum[half] += weights[s][tile][i];
+          for (int i = 0; i < 4; ++i) {
+            if (!kept.keeps(tile, t, i)) weights[tile][t][i] = minus_infinity();
           }
         }
       }
     }
 
+    float largest[kTiles][2];
+    bool higher = false;
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if (slots[s] < 0) continue;
-      uint4 v[2][kValuePieces];
-      load_row(v[0], values.row(order.token(slots[s] + row)), value_size);
-      load_row(v[1], values.row(order.token(slots[s] + row + 8)), value_size);
-      accumulate<T>(out, weights[s][0], weights[s][1], v[0], v[1]);
+    for (int j = 0; j < 2 * kTiles; ++j) {
+      const int tile = j / 2, half = j % 2;
+      largest[tile][half] = fmaxf(weights[tile][0][2 * half], weights[tile][0][2 * half + 1]);
+#pragma unroll
+      for (int t = 1; t < kColumns; ++t) {
+        largest[tile][half] =
+            fmaxf(largest[tile][half], fmaxf(weights[tile][t][2 * half], weights[tile][t][2 * half + 1]));
+      }
+      higher = higher || fmaf(largest[tile][half], scale, -reference[tile][half]) > kHeadroom;
     }
+    if (__any_sync(kAllLanes, higher)) {
+#pragma unroll
+      for (int j = 0; j < 2 * kTiles; ++j) {
+        const int tile = j / 2, half = j % 2;
+        const float latest = fmaxf(reference[tile][half], quad_max(largest[tile][half]) * scale);
+        const float rescale = exp2_approx(reference[tile][half] - latest);
+        reference[tile][half] = latest;
+        sum[tile][half] *= rescale;
+#pragma unroll
+        for (int group = 0; group < kValueWidth / 8; ++group) {
+          out[tile][group][2 * half] *= rescale;
+          out[tile][group][2 * half + 1] *= rescale;
+        }
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+      for (int t = 0; t < kColumns; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          weights[tile][t][i] = exp2_approx(fmaf(weights[tile][t][i], scale, -reference[tile][i / 2]));
+          sum[tile][i / 2] += weights[tile][t][i];
+        }
+      }
+    }
+
+#pragma unroll
+    for (int s = 0; s < S::kStrips; ++s) accumulate<T, kValueWidth>(out, weights, 2 * s, values, s * kRows);
   }
 
-  const Head<T> outs(args.out, shape, value_size, work.batch, work.head);
+  float* const lse = args.lse + work.statistics(grid);
+  float factors[kTiles][2];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float total = quad_sum(sum[half]);
-    const bool empty = maximum[half] == minus_infinity() && total == 0.0f;
-    store_row(outs.row(tokens[half]), value_size, out, half, empty ? 0.0f : 1.0f / total);
-    if (threadIdx.x % 4 == 0) {
-      args.lse[(work.batch * shape.heads + work.head) * shape.length + tokens[half]] =
-          empty ? minus_infinity() : (maximum[half] + log2f(total)) * kLn2;
+  for (int j = 0; j < 2 * kTiles; ++j) {
+    const int tile = j / 2, half = j % 2, token = tokens.at(j);
+    const float total = quad_sum(sum[tile][half]);
+    const bool empty = reference[tile][half] == -FLT_MAX && total == 0.0f;
+    factors[tile][half] = empty ? 0.0f : reciprocal_approx(total);
+    if (lane() % 4 == 0) {
+      lse[token] = empty ? minus_infinity() : (reference[tile][half] + log2_approx(total)) * kLn2;
     }
   }
+  const Head<T> outs(args.out, grid, work, S::value_size(shape), S::value_pitch(grid));
+  put_rows<T, kValueWidth>(memory, out, factors);
+  __syncwarp();
+  store_rows<kValueWidth, T, S>(outs, order, own_slot, memory, S::value_size(shape));
 }
 
 template <typename T>
@@ -238,93 +272,180 @@ __device__ inline float dot(const uint4& a, const uint4& b) {
   return sum;
 }
 
-// One pass of the gradient. The tile owns 16 queries and walks keys (pass 1: delta, dq), or owns 16 keys and walks
-// queries (pass 2: dk, dv), with everything transposed; so "own" is (q, dout) or (k, v) and "other" the reverse.
-// Each pass sums in the order of its lists and writes its own rows: no atomics, the same bits every run.
-template <typename T, int kKeyPieces, int kValuePieces, bool kOwnsKeys>
-__global__ void __launch_bounds__(kThreads) backward(const TfgenBlocksparseBackward args) {
+constexpr int kDeltaRows = 32;  // tokens of a warp of `row_products`
+
+// delta = -rowsum(dout * out), which both passes of the gradient need. kPieces: 32 elements of the width.
+template <typename T, int kPieces>
+__global__ void __launch_bounds__(kThreads) row_products(const Grid grid, const TfgenBlocksparseBackward args) {
+  constexpr int kPerThread = kDeltaRows / 8;
+  const int size = static_cast<int>(args.shape.value_size);
+  const Work work(grid);
+  const int first = (work.tile * kWarps + warp()) * kDeltaRows + lane() / 4;
+  const Head<const T> outs(args.out, grid, work, size, grid.value_pitch);
+  const Head<const T> douts(args.dout, grid, work, size, grid.value_pitch);
+  float* const delta = args.delta + work.statistics(grid);
+#pragma unroll
+  for (int j = 0; j < kPerThread; ++j) {
+    const int token = first + 8 * j;
+    uint4 out[kPieces], dout[kPieces];
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const int element = piece * 32 + lane() % 4 * 8;
+      const bool exists = element < size && token < grid.length;
+      out[piece] = dout[piece] = make_uint4(0, 0, 0, 0);
+      if (exists) out[piece] = __ldg(reinterpret_cast<const uint4*>(outs.row(token) + element));
+      if (exists) dout[piece] = __ldg(reinterpret_cast<const uint4*>(douts.row(token) + element));
+    }
+    float sum = 0.0f;
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) sum += dot<T>(dout[piece], out[piece]);
+    sum = quad_sum(sum);
+    if (lane() % 4 == 0 && token < grid.length) delta[token] = -sum;
+  }
+}
+
+// One pass of the gradient. The warp owns queries and walks keys (dq), or owns keys and walks queries (dk, dv), with
+// everything transposed; so "own" is (q, dout) or (k, v) and "other" the reverse. Each pass sums in the order of its
+// lists and writes its own rows: no atomics, the same bits every run.
+template <typename T, typename S, bool kOwnsKeys>
+__device__ inline void backward_pass(const Grid& grid, const TfgenBlocksparseBackward& args, const Work& work) {
+  constexpr int kKeyWidth = S::kKeyWidth, kValueWidth = S::kValueWidth, kTiles = S::kTiles;
+  constexpr int kStrips = S::kBackwardStrips;
   const TfgenBlocksparseShape& shape = args.shape;
   const TfgenBlocksparseLists& lists = kOwnsKeys ? args.columns : args.rows;
-  const int length = static_cast<int>(shape.length), blocksize = shape.blocksize;
-  const Work work(shape, (length + kOwn - 1) / kOwn);
-  const int own_slot = (work.tile * kWarps + static_cast<int>(threadIdx.x) / kWarpSize) * kRows;
-  if (own_slot >= length) return;  // a whole warp, and no other waits for it
-
-  const int key_size = static_cast<int>(shape.key_size), value_size = static_cast<int>(shape.value_size);
-  const Order order(shape);
-  const Head<const T> own_keyed(kOwnsKeys ? args.k : args.q, shape, key_size, work.batch, work.head);
-  const Head<const T> own_valued(kOwnsKeys ? args.v : args.dout, shape, value_size, work.batch, work.head);
-  const Head<const T> other_keyed(kOwnsKeys ? args.q : args.k, shape, key_size, work.batch, work.head);
-  const Head<const T> other_valued(kOwnsKeys ? args.dout : args.v, shape, value_size, work.batch, work.head);
-  const int64_t statistics = (work.batch * shape.heads + work.head) * shape.length;  // row of lse and delta
-  const int row = threadIdx.x % kWarpSize / 4;
-  const int tokens[2] = {order.token(own_slot + row), order.token(own_slot + row + 8)};
-
-  uint4 keyed[2][kKeyPieces], valued[2][kValuePieces];
-  float lse[2], delta[2];  // of this thread's two query rows; pass 1 only
+  const int key_size = S::key_size(shape), value_size = S::value_size(shape);
+  using Source = Pipeline<T, S, kOwnsKeys>;
+  const int own_slot = S::own_slot(work);
+  if (own_slot >= grid.length) return;  // a whole warp, and no other waits for it
+  const Order order(shape, grid);
+  const uint32_t memory = Source::own_memory(), valued_memory = memory + 2 * S::kOwnWarp * kKeyWidth;
+  const int64_t statistics = work.statistics(grid);
+  const float *const lse = args.lse + statistics, *const delta = args.delta + statistics;  // by token
+  const Head<const T> own_keyed(kOwnsKeys ? args.k : args.q, grid, work, key_size, grid.key_pitch);
+  const Head<const T> own_valued(kOwnsKeys ? args.v : args.dout, grid, work, value_size, S::value_pitch(grid));
+  const Tokens<S> tokens(order, own_slot + lane() / 4);
+  const OwnRows<T, S, kKeyWidth> keyed(own_keyed, tokens, key_size, memory);
+  const OwnRows<T, S, kValueWidth> valued(own_valued, tokens, value_size, valued_memory);
+  Source source(shape, lists, grid, work, order, kOwnsKeys ? args.q : args.k, kOwnsKeys ? args.dout : args.v, lse, delta);
+  float row_lse[kTiles][2] = {};  // of this thread's queries, where it owns some
+  Four row_delta[kTiles] = {};
+  if (!kOwnsKeys) {
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    load_row(keyed[half], own_keyed.row(tokens[half]), key_size);
-    load_row(valued[half], own_valued.row(tokens[half]), value_size);
-    if (!kOwnsKeys) {
-      const Head<const T> outs(args.out, shape, value_size, work.batch, work.head);
-      uint4 out[kValuePieces];
-      load_row(out, outs.row(tokens[half]), value_size);
-      float partial = 0.0f;
-#pragma unroll
-      for (int piece = 0; piece < kValuePieces; ++piece) partial += dot<T>(valued[half][piece], out[piece]);
-      delta[half] = quad_sum(partial);
-      lse[half] = args.lse[statistics + tokens[half]] * kLog2E;
-      if (threadIdx.x % 4 == 0) args.delta[statistics + tokens[half]] = delta[half];
+    for (int j = 0; j < 2 * kTiles; ++j) {
+      const int token = tokens.at(j);
+      row_lse[j / 2][j % 2] = __ldg(lse + token) * kLog2E;
+      row_delta[j / 2][j % 2 * 2] = row_delta[j / 2][j % 2 * 2 + 1] = __ldg(delta + token);
     }
   }
 
   const float scale = shape.scale * kLog2E;
-  float keyed_sums[kKeyPieces][4][4] = {};      // dq or dk, before the scale
-  float valued_sums[kValuePieces][4][4] = {};   // dv; pass 2 only
+  float keyed_sums[kTiles][kKeyWidth / 8][4] = {};                         // dq or dk, before the scale
+  float valued_sums[kTiles][kOwnsKeys ? kValueWidth / 8 : 1][4] = {};  // dv, for owners of keys
 
-  const Entries entries(lists, shape, work.head, own_slot / blocksize);
-  const int strips = entries.count * (blocksize / kRows);
-  for (int index = 0; index < strips; ++index) {
-    const Strip strip(lists, blocksize, entries, index, own_slot % blocksize + row);
-    uint4 x[2][kKeyPieces], y[2][kValuePieces];
-    float weights[2][4], gradients[2][4];  // p and d(scores), [tile][i]
+  while (source.next()) {
+    const uint32_t chunk = source.chunk();
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const int token = order.token(strip.slot + tile * 8 + row);
-      load_row(x[tile], other_keyed.row(token), key_size);
-      load_row(y[tile], other_valued.row(token), value_size);
-      float scores[4] = {}, products[4] = {};
-      multiply_rows<T>(scores, keyed, x[tile]);
-      multiply_rows<T>(products, valued, y[tile]);
-      float column_lse[2], column_delta[2];
-      if (kOwnsKeys) {
+    for (int first = 0; first < S::kStrips; first += kStrips) {
+      float weights[kTiles][2 * kStrips][4], gradients[kTiles][2 * kStrips][4];  // p and d(scores)
+      multiply_rows<T, kKeyWidth, kStrips>(weights, keyed, Matrix<kKeyWidth>::by_columns(chunk), first * kRows, Zeros());
+      const uint32_t valued_columns = Matrix<kValueWidth>::by_columns(chunk + S::kValued);
+      if constexpr (kOwnsKeys) {
+        Four deltas[2 * kStrips];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int query = order.token(strip.slot + tile * 8 + threadIdx.x % 4 * 2 + i);
-          column_lse[i] = args.lse[statistics + query] * kLog2E;
-          column_delta[i] = args.delta[statistics + query];
+        for (int t = 0; t < 2 * kStrips; ++t) {
+          const uint4 d = load_shared16(chunk + S::kDelta + ((2 * first + t) * 4 + lane() % 4) * 16);
+          deltas[t][0] = __uint_as_float(d.x), deltas[t][1] = __uint_as_float(d.y);
+          deltas[t][2] = __uint_as_float(d.z), deltas[t][3] = __uint_as_float(d.w);
+        }
+        multiply_rows<T, kValueWidth, kStrips>(gradients, valued, valued_columns, first * kRows,
+                                               [&deltas](int, int t) -> const Four& { return deltas[t]; });
+      } else {
+        multiply_rows<T, kValueWidth, kStrips>(gradients, valued, valued_columns, first * kRows,
+                                               [&row_delta](int tile, int) -> const Four& { return row_delta[tile]; });
+      }
+#pragma unroll
+      for (int t = 0; t < 2 * kStrips; ++t) {
+        float column_lse[2] = {};
+        if (kOwnsKeys) {
+          const int2 l = load_shared(chunk + S::kLse + ((first * 2 + t) * 8 + lane() % 4 * 2) * 4);
+          column_lse[0] = __int_as_float(l.x) * kLog2E, column_lse[1] = __int_as_float(l.y) * kLog2E;
+        }
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            float& p = weights[tile][t][i];
+            p = exp2_approx(fmaf(p, scale, -(kOwnsKeys ? column_lse[i % 2] : row_lse[tile][i / 2])));
+          }
+        }
+      }
+      if (source.masked()) {
+        const Kept<S> kept(source.masks(), source.mask_shift());
+        // A query that keeps no key has lse -inf and p = +inf so far; all its bits are 0.
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+          for (int t = 0; t < 2 * kStrips; ++t) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              if (!kept.keeps(tile, 2 * first + t, i)) weights[tile][t][i] = 0.0f;
+            }
+          }
         }
       }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float p = exp2_approx(scores[i] * scale - (kOwnsKeys ? column_lse[i % 2] : lse[i / 2]));
-        // A query that keeps no key has lse -inf and p = +inf here; all its bits are 0.
-        weights[tile][i] = !strip.masked || strip.keeps(tile, i) ? p : 0.0f;
-        gradients[tile][i] = weights[tile][i] * (products[i] - (kOwnsKeys ? column_delta[i % 2] : delta[i / 2]));
+      for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+        for (int t = 0; t < 2 * kStrips; ++t) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) gradients[tile][t][i] *= weights[tile][t][i];
+        }
+      }
+      const uint32_t keyed_rows = Matrix<kKeyWidth>::by_rows(chunk);
+      const uint32_t valued_rows = Matrix<kValueWidth>::by_rows(chunk + S::kValued);
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s) {
+        if constexpr (kOwnsKeys) {
+          accumulate<T, kValueWidth>(valued_sums, weights, 2 * s, valued_rows, (first + s) * kRows);
+        }
+        accumulate<T, kKeyWidth>(keyed_sums, gradients, 2 * s, keyed_rows, (first + s) * kRows);
       }
     }
-    accumulate<T>(keyed_sums, gradients[0], gradients[1], x[0], x[1]);
-    if (kOwnsKeys) accumulate<T>(valued_sums, weights[0], weights[1], y[0], y[1]);
   }
 
-  const Head<T> keyed_gradients(kOwnsKeys ? args.dk : args.dq, shape, key_size, work.batch, work.head);
-  const Head<T> valued_gradients(args.dv, shape, value_size, work.batch, work.head);
+  float factors[kTiles][2], ones[kTiles][2];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    store_row(keyed_gradients.row(tokens[half]), key_size, keyed_sums, half, shape.scale);
-    if (kOwnsKeys) store_row(valued_gradients.row(tokens[half]), value_size, valued_sums, half, 1.0f);
+  for (int j = 0; j < 2 * kTiles; ++j) factors[j / 2][j % 2] = shape.scale, ones[j / 2][j % 2] = 1.0f;
+  put_rows<T, kKeyWidth>(memory, keyed_sums, factors);
+  if constexpr (kOwnsKeys) put_rows<T, kValueWidth>(valued_memory, valued_sums, ones);
+  __syncwarp();
+  const Head<T> keyed_gradients(kOwnsKeys ? args.dk : args.dq, grid, work, key_size, grid.key_pitch);
+  store_rows<kKeyWidth, T, S>(keyed_gradients, order, own_slot, memory, key_size);
+  if constexpr (kOwnsKeys) {
+    const Head<T> valued_gradients(args.dv, grid, work, value_size, S::value_pitch(grid));
+    store_rows<kValueWidth, T, S>(valued_gradients, order, own_slot, valued_memory, value_size);
   }
+}
+
+// Both passes in one launch, tile by tile, so that the second finds in the L2 cache what the first has read.
+template <typename T, typename S>
+__global__ void __launch_bounds__(kThreads, S::kBackwardBlocks)
+    backward(const Grid grid, const TfgenBlocksparseBackward args) {
+  Work work(grid);  // two for each tile
+  const bool owns_keys = work.tile % 2;
+  work.tile /= 2;
+  if (owns_keys) {
+    backward_pass<T, S, true>(grid, args, work);
+  } else {
+    backward_pass<T, S, false>(grid, args, work);
+  }
+}
+
+// The pass of the queries alone.
+template <typename T, typename S>
+__global__ void __launch_bounds__(kThreads, S::kBackwardBlocks)
+    query_backward(const Grid grid, const TfgenBlocksparseBackward args) {
+  backward_pass<T, S, false>(grid, args, Work(grid));
 }
 
 }  // namespace tensorcore

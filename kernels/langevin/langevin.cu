@@ -2,83 +2,18 @@
 //
 // A thread owns the elements of one block of random numbers: four neighbours, of which the first of a tensor may lie
 // within a block. Where these are 16 bytes at a multiple of 16 in every tensor, it loads and stores them at once. For
-// norms a thread block adds up a piece of a row, another one the pieces: in the same order every time.
+// norms a thread block adds up a piece of a row, another one the pieces: in the same order every time. Most forward
+// passes take the faster kernel of plain.cuh, whose results are the same bits.
 #include <cuda_runtime.h>
 #include <limits.h>
 
-#include "kernels/common/philox.h"
 #include "kernels/langevin/langevin.h"
+#include "kernels/langevin/plain.cuh"
+#include "kernels/langevin/quads.cuh"
 #include "kernels/langevin/rows.h"
 
 namespace tfgen {
 namespace langevin {
-
-constexpr int kThreads = 256;
-constexpr int kOwn = kPhiloxWords;  // elements of a thread
-
-struct Four {
-  float of[kOwn];
-};
-
-// Elements first .. first + 3 of a tensor, of which those from `begin` to `end` exist.
-struct Quad {
-  int64_t first, begin, end;
-  bool vectors;  // all exist, and lie at a multiple of 16 bytes
-
-  __device__ bool has(int i) const { return first + i >= begin && first + i < end; }
-
-  __device__ Four load(const float* tensor) const {
-    Four values = {};
-    if (vectors) {
-      const float4 loaded = *reinterpret_cast<const float4*>(tensor + first);
-      values.of[0] = loaded.x, values.of[1] = loaded.y, values.of[2] = loaded.z, values.of[3] = loaded.w;
-      return values;
-    }
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      if (has(i)) values.of[i] = tensor[first + i];
-    }
-    return values;
-  }
-
-  __device__ void store(float* tensor, const Four& values) const {
-    if (vectors) {
-      *reinterpret_cast<float4*>(tensor + first) =
-          make_float4(values.of[0], values.of[1], values.of[2], values.of[3]);
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      if (has(i)) tensor[first + i] = values.of[i];
-    }
-  }
-};
-
-// Block number `index` of random numbers among those that elements begin .. end - 1 touch, and its elements.
-__device__ inline uint64_t block_at(const TfgenRandom& random, int64_t begin, int64_t index) {
-  return (random.first_element + static_cast<uint64_t>(begin)) / kOwn + static_cast<uint64_t>(index);
-}
-
-__device__ inline Quad quad_of(const TfgenRandom& random, uint64_t block, int64_t begin, int64_t end, bool aligned) {
-  const int64_t first = static_cast<int64_t>(block * kOwn - random.first_element);
-  return {first, begin, end, aligned && first >= begin && first + kOwn <= end};
-}
-
-struct Words {
-  uint32_t of[1][kOwn];
-
-  __device__ Words(const TfgenRandom& random, uint64_t block, uint32_t step)
-      : of{{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), step, random.stream}} {
-    philox<ScalarMath, 1>(of, PhiloxKeys<ScalarMath>(random.seed));
-  }
-};
-
-__device__ inline Four draw_normals(const TfgenRandom& random, uint64_t block, uint32_t step) {
-  const Words words(random, block, step);
-  float normals[1][kOwn];
-  box_muller<ScalarMath, 1>(words.of, normals);
-  return {{normals[0][0], normals[0][1], normals[0][2], normals[0][3]}};
-}
 
 // What the elements of a thread are multiplied with, and the samples that they belong to.
 struct Owners {
@@ -106,13 +41,6 @@ struct Owners {
 
   __device__ float apply(float value, int i) const { return masked ? __fmul_rn(value, mask.of[i]) : value; }
 };
-
-__device__ inline float between(float x, float lower, float upper) {  // NaN stays NaN
-  const float below = x > upper ? upper : x;
-  return below < lower ? lower : below;
-}
-
-__device__ inline float at_least(float norm, float bound) { return norm < bound ? bound : norm; }  // NaN stays NaN
 
 // A step as far as t, for the elements of a thread.
 struct Moved {
@@ -193,11 +121,6 @@ __device__ inline bool tells_samples(const TfgenLangevinStep& step) {
 
 __device__ inline Owners owners_of(const TfgenLangevinStep& step, const Quad& quad) {
   return Owners(step.mask, step.samples, step.size, tells_samples(step), quad);
-}
-
-// The block of a thread of a kernel that runs over all of `elements`.
-__device__ inline uint64_t own_block(const TfgenRandom& random) {
-  return block_at(random, 0, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
 }
 
 __global__ void __launch_bounds__(kThreads) forward(const TfgenLangevinForward args, bool aligned) {
@@ -297,27 +220,62 @@ __device__ inline double block_sum(double value) {
   return sums[0];
 }
 
-enum Sum { kGradientSquare, kDisplacementSquare, kDisplacementProduct, kGradientProduct };
+// The elements that a thread block adds up the terms of: a piece of a row.
+struct Piece {
+  int64_t begin, end;
+  bool whole;
 
-// A thread block adds up the terms of a piece. Of the upstream gradients and products only the backward pass has any.
+  __device__ explicit Piece(const LangevinRows& rows) {
+    // A division of 64 bits takes as long as all else here, and there are no more pieces than thread blocks.
+    const unsigned pieces = static_cast<unsigned>(rows.pieces);
+    const int64_t row = blockIdx.x / pieces, start = blockIdx.x % pieces * kLangevinPiece;
+    whole = start + kLangevinPiece <= rows.size;
+    begin = row * rows.size + start;
+    end = whole ? begin + kLangevinPiece : (row + 1) * rows.size;
+  }
+};
+
+// Of the gradient. A thread adds up the same elements in the same order, whether it loads them all at once or not.
+__global__ void __launch_bounds__(kThreads) add_terms_of_squares(const float* g, TfgenRandom random, LangevinRows rows,
+                                                                 bool aligned, double* pieces) {
+  constexpr int kQuads = kLangevinPiece / kOwn / kThreads;
+  static_assert(kQuads * kOwn * kThreads == kLangevinPiece, "threads share a piece evenly");
+  const Piece piece(rows);
+  double sums[kOwn] = {};
+  const auto add = [&sums](const Four& values) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) sums[i] += static_cast<double>(values.of[i]) * values.of[i];
+  };
+  if (aligned && piece.whole && piece.begin % kOwn == 0) {
+    Four values[kQuads];
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) values[j] = load_vector(g + piece.begin + (j * kThreads + threadIdx.x) * kOwn);
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) add(values[j]);
+  } else {
+    for (int64_t index = threadIdx.x;; index += kThreads) {
+      const Quad quad = quad_of(random, block_at(random, piece.begin, index), piece.begin, piece.end, aligned);
+      if (quad.first >= piece.end) break;
+      add(quad.load(g));  // 0 where nothing is
+    }
+  }
+  const double sum = block_sum(sums[0] + sums[1] + (sums[2] + sums[3]));
+  if (threadIdx.x == 0) pieces[blockIdx.x] = sum;
+}
+
+enum Sum { kDisplacementSquare, kDisplacementProduct, kGradientProduct };
+
+// Of the upstream gradients and products only the backward pass has any.
 template <Sum kSum>
 __global__ void __launch_bounds__(kThreads) add_terms(const TfgenLangevinBackward args, LangevinRows rows,
                                                       const double* displacement_products, double* pieces) {
   const TfgenLangevinStep& step = args.step;
-  const int64_t row = blockIdx.x / rows.pieces, start = blockIdx.x % rows.pieces * kLangevinPiece;
-  const int64_t begin = row * rows.size + start;
-  const int64_t end = row * rows.size + (start + kLangevinPiece < rows.size ? start + kLangevinPiece : rows.size);
+  const Piece piece(rows);
   double sum = 0;
   for (int64_t index = threadIdx.x;; index += kThreads) {
-    const uint64_t block = block_at(step.random, begin, index);
-    const Quad quad = quad_of(step.random, block, begin, end, false);
-    if (quad.first >= end) break;
-    if (kSum == kGradientSquare) {
-      const Four g = quad.load(step.g);  // 0 where nothing is
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) sum += static_cast<double>(g.of[i]) * g.of[i];
-      continue;
-    }
+    const uint64_t block = block_at(step.random, piece.begin, index);
+    const Quad quad = quad_of(step.random, block, piece.begin, piece.end, false);
+    if (quad.first >= piece.end) break;
     const Owners owners = owners_of(step, quad);
     const Moved moved(step, owners, quad, block);
     Four upstream = {};
@@ -389,7 +347,7 @@ const float* whole_mask(const TfgenLangevinMask& mask, int64_t samples) {
 
 template <Sum kSum>
 cudaError_t add(const TfgenLangevinBackward& args, double* scratch, double* sums, float* roots, void* stream) {
-  const LangevinRows rows = rows_of(args.step, kSum == kGradientSquare || kSum == kGradientProduct);
+  const LangevinRows rows = rows_of(args.step, kSum == kGradientProduct);
   double* pieces = sums_of_pieces(args.step, scratch);
   const double* products = displacement_products(args.step, scratch);
   const cudaError_t error = launch(add_terms<kSum>, rows.count * rows.pieces, stream, args, rows, products, pieces);
@@ -397,15 +355,24 @@ cudaError_t add(const TfgenLangevinBackward& args, double* scratch, double* sums
   return launch(add_pieces, rows.count, stream, rows, static_cast<const double*>(pieces), sums, roots);
 }
 
+cudaError_t add_gradient_squares(const TfgenLangevinStep& step, double* scratch, void* stream) {
+  const LangevinRows rows = rows_of(step, true);
+  double* pieces = sums_of_pieces(step, scratch);
+  const cudaError_t error = launch(add_terms_of_squares, rows.count * rows.pieces, stream, step.g, step.random, rows,
+                                   is_aligned(step.random, {step.g}), pieces);
+  if (error != cudaSuccess) return error;
+  double* sums = nullptr;
+  return launch(add_pieces, rows.count, stream, rows, static_cast<const double*>(pieces), sums, step.gradient_norms);
+}
+
 cudaError_t add_norms(const TfgenLangevinForward& args, void* stream) {
-  TfgenLangevinBackward terms = {};
-  terms.step = args.step;
   if (is_summed(args.step, true)) {
-    const cudaError_t error =
-        add<kGradientSquare>(terms, args.scratch, nullptr, args.step.gradient_norms, stream);
+    const cudaError_t error = add_gradient_squares(args.step, args.scratch, stream);
     if (error != cudaSuccess) return error;
   }
   if (!is_summed(args.step, false)) return cudaSuccess;
+  TfgenLangevinBackward terms = {};
+  terms.step = args.step;
   return add<kDisplacementSquare>(terms, args.scratch, nullptr, args.step.displacement_norms, stream);
 }
 
@@ -421,6 +388,29 @@ cudaError_t add_products(const TfgenLangevinBackward& args, Products* products, 
   return add<kGradientProduct>(args, args.scratch, gradient, nullptr, stream);
 }
 
+// Whether forward_plain does this step.
+bool is_plain(const TfgenLangevinForward& args) {
+  const TfgenLangevinStep& step = args.step;
+  const bool draws = step.gradient_first || args.y_next != nullptr;
+  return step.mask.values == nullptr && step.projection == TFGEN_PROJECT_RANGE &&
+         step.clip_mode != TFGEN_CLIP_SAMPLE_NORM && (step.sigma != 0.0f || !draws) &&
+         step.samples * step.size % kOwn == 0 && step.samples * step.size / kOwn <= INT_MAX;
+}
+
+cudaError_t launch_plain(const TfgenLangevinForward& args, void* stream) {
+  const TfgenLangevinStep& step = args.step;
+  const TfgenRandom& random = step.random;
+  const bool by_norm = step.clip_mode == TFGEN_CLIP_TENSOR_NORM, before = step.gradient_first != 0;
+  const bool after = args.y_next != nullptr;
+  const int64_t quads = step.samples * step.size / kOwn, tile = kThreads * plain_quads(before || after);
+  const PlainStep plain = {step.x, step.g, step.gradient_norms, args.x_next, args.y_next, step.eta, step.sigma,
+                           step.lower, step.upper, step.clip_mode == TFGEN_CLIP_NONE ? INFINITY : step.clip,
+                           static_cast<uint32_t>(quads), random.step, random.stream, random.first_element / kOwn,
+                           Keys(random.seed)};
+  const auto kernel = by_norm ? forward_plain_of<true>(before, after) : forward_plain_of<false>(before, after);
+  return launch(kernel, (quads + tile - 1) / tile, stream, plain);
+}
+
 }  // namespace
 }  // namespace langevin
 }  // namespace tfgen
@@ -432,6 +422,7 @@ extern "C" int tfgen_langevin_forward_cuda(const TfgenLangevinForward* args, voi
   if (error != cudaSuccess) return error;
   const bool aligned = is_aligned(step.random, {step.x, step.g, step.anchor, whole_mask(step.mask, step.samples),
                                                 args->x_next, args->y_next});
+  if (aligned && is_plain(*args)) return launch_plain(*args, stream);
   return launch(forward, thread_blocks(step.random, step.samples * step.size), stream, *args, aligned);
 }
 

@@ -43,6 +43,15 @@ def test_step_and_gradient(calls, rng, name):
         check_step(calls, rng, OPTIONS[name], shape, MASKS[(index + len(name)) % len(MASKS)])
 
 
+@pytest.mark.parametrize("change", [{}, {"emit_next": False}, {"gradient_first": True}, {"sigma": 0.0}], ids=str)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_steps_of_whole_blocks_without_mask(calls, rng, name, change):
+    """Most of those take the kernel of plain.cuh."""
+    options = dataclasses.replace(OPTIONS[name], **change)
+    for shape in ((2, 4096), (3, 700, 4)):
+        check_step(calls, rng, options, shape, None)
+
+
 def test_results_may_replace_arguments(calls, rng):
     for name in ("value", "ball_sample_norm"):
         inputs = Inputs.random(rng, OPTIONS[name], (2, 7, 3), "shared")

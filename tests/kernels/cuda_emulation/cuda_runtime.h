@@ -60,7 +60,7 @@ V __ldg(const V* pointer) {
 inline void __syncthreads() { emulator::barrier(); }
 inline void __syncwarp() {
   int nothing = 0;
-  emulator::together("__syncwarp", nothing, [](int**) {});
+  emulator::together("__syncwarp", nothing, [](int**) { ++emulator::machine.warps[emulator::current_warp()].epoch; });
 }
 
 struct Shuffle {
@@ -94,6 +94,28 @@ inline int __reduce_min_sync(unsigned mask, int value) {
   });
   return value;
 }
+
+inline int __any_sync(unsigned mask, int predicate) {
+  if (mask != 0xffffffffu) emulator::fail("only votes of whole warps are emulated");
+  emulator::together("__any_sync", predicate, [](int** lanes) {
+    bool any = false;
+    for (int i = 0; i < emulator::kWarp; ++i) any = any || *lanes[i];
+    for (int i = 0; i < emulator::kWarp; ++i) *lanes[i] = any;
+  });
+  return predicate;
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  if (mask != 0xffffffffu) emulator::fail("only votes of whole warps are emulated");
+  unsigned vote = predicate != 0;
+  emulator::together("__ballot_sync", vote, [](unsigned** lanes) {
+    unsigned votes = 0;
+    for (int i = 0; i < emulator::kWarp; ++i) votes |= (*lanes[i] ? 1u : 0u) << i;
+    for (int i = 0; i < emulator::kWarp; ++i) *lanes[i] = votes;
+  });
+  return vote;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 // Launches --------------------------------------------------------------------------------------------------------
 

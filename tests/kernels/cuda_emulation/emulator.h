@@ -4,8 +4,8 @@
 // all its lanes, that an asynchronous copy is there only after its wait and, for other threads, after a barrier that
 // follows it. An error, which ends the launch with a message:
 //   - lanes of a warp that meet at different instructions, barriers that not all threads reach;
-//   - shared memory read before anything was written there, while a copy is on its way to it, or, between two barriers,
-//     by one thread and written by another; so a barrier or a wait that is missing shows whatever the order of threads;
+//   - shared memory read before anything was written there, while a copy is on its way to it, or, between two barriers
+//     (of all threads, or of the warp that both belong to), by one thread and written by another; so a barrier or a wait that is missing shows whatever the order of threads;
 //   - addresses that are not aligned or not in shared memory; 8 rows of a matrix that meet in a bank;
 //   - a thread that ends while its copies are on their way.
 // Shared memory starts as NaN, for the accesses through plain pointers, which are not watched. Between barriers the
@@ -64,14 +64,16 @@ struct Warp {
   const char* instruction = nullptr;  // that its lanes are meeting at
   void* lanes[kWarp] = {};            // their operands
   int arrived = 0;
+  int epoch = 1;  // its own barriers (__syncwarp) so far
 };
 
 // Four bytes of shared memory.
 struct Word {
   int writer = -1;      // thread; -1: nobody yet
-  int write_epoch = 0;  // barriers before the write
+  int write_epoch = 0, write_warp_epoch = 0;  // barriers before the write, of all threads and of the writer's warp
   int reader = -1;      // since then; kMany: more than one
   int read_epoch = -1;
+  int reading_warp = -1, read_warp_epoch = -1;  // of the readers; kMany: more than one warp
   bool in_flight = false;  // a copy is on its way
 };
 constexpr int kMany = -2;
@@ -193,16 +195,40 @@ inline size_t offset_of(uint32_t address, int bytes) {
 
 constexpr int kWholeWarp = -3;  // a reader of which no single thread may be told
 
+inline int current_warp() { return machine.current / kWarp; }
+
+// Whether this warp has met since `warp` did something at that epoch of its own, and is that warp.
+inline bool after_in_warp(int warp, int warp_epoch) {
+  return warp == current_warp() && machine.warps[warp].epoch > warp_epoch;
+}
+
+inline bool after_write(const Word& word) {
+  return word.write_epoch != machine.epoch || after_in_warp(word.writer / kWarp, word.write_warp_epoch);
+}
+
+inline bool after_reads(const Word& word) {
+  return word.read_epoch != machine.epoch || after_in_warp(word.reading_warp, word.read_warp_epoch);
+}
+
+inline void note_write(Word& word) {
+  word.writer = machine.current;
+  word.write_epoch = machine.epoch;
+  word.write_warp_epoch = machine.warps[current_warp()].epoch;
+}
+
 inline void watch_read(size_t offset, int bytes, int reader) {
   for (size_t i = offset / 4; i < (offset + bytes) / 4; ++i) {
     Word& word = machine.words[i];
     if (word.in_flight) fail("reads shared memory that a copy is on its way to");
     if (word.writer < 0) fail("reads shared memory that nobody has written");
-    if (word.write_epoch == machine.epoch && word.writer != reader) {
+    if (word.writer != reader && !after_write(word)) {
       fail("reads what another thread has written since the last barrier");
     }
-    word.reader = word.read_epoch == machine.epoch && word.reader != reader ? kMany : reader;
+    const bool more = word.read_epoch == machine.epoch;
+    word.reader = more && word.reader != reader ? kMany : reader;
+    word.reading_warp = more && word.reading_warp != current_warp() ? kMany : current_warp();
     word.read_epoch = machine.epoch;
+    word.read_warp_epoch = machine.warps[current_warp()].epoch;
   }
 }
 
@@ -210,14 +236,13 @@ inline void watch_write(size_t offset, int bytes) {
   for (size_t i = offset / 4; i < (offset + bytes) / 4; ++i) {
     Word& word = machine.words[i];
     if (word.in_flight) fail("writes where a copy is on its way to");
-    if (word.writer >= 0 && word.write_epoch == machine.epoch && word.writer != machine.current) {
+    if (word.writer >= 0 && word.writer != machine.current && !after_write(word)) {
       fail("writes what another thread has written since the last barrier");
     }
-    if (word.read_epoch == machine.epoch && word.reader != machine.current) {
+    if (word.reader != machine.current && !after_reads(word)) {
       fail("writes what another thread has read since the last barrier");
     }
-    word.writer = machine.current;
-    word.write_epoch = machine.epoch;
+    note_write(word);
   }
 }
 
@@ -248,8 +273,7 @@ inline void wait(int pending) {
       }
       for (size_t i = offset / 4; i < (offset + copy.bytes) / 4; ++i) {
         machine.words[i].in_flight = false;
-        machine.words[i].writer = machine.current;
-        machine.words[i].write_epoch = machine.epoch;
+        note_write(machine.words[i]);
       }
     }
     groups.erase(groups.begin());

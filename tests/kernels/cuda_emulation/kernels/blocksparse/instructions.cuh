@@ -15,19 +15,29 @@ constexpr int kSharedAlignment = 256;
 inline float4* shared_memory() { return reinterpret_cast<float4*>(emulator::machine.shared); }
 inline uint32_t shared_address() { return emulator::kSharedBase; }
 
+template <typename T>
+T* offset_by(T* pointer, uint32_t count, uint32_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(pointer) + static_cast<uint64_t>(count) * bytes);
+}
+
 inline float exp2_approx(float x) { return exp2f(x) < 1.17549435e-38f ? 0.0f : exp2f(x); }
+
+inline float log2_approx(float x) { return log2f(x); }
+inline float reciprocal_approx(float x) { return 1.0f / x; }
 
 inline float element(__half, uint16_t bits) { return __half2float(__half{bits}); }
 inline float element(__nv_bfloat16, uint16_t bits) { return __bfloat162float(__nv_bfloat16{bits}); }
 
 struct Multiplication {
-  float* c;
+  float* d;
+  const float* c;
   uint32_t a[4], b[2];
 };
 
 template <typename T>
-void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-  Multiplication mine{c, {a0, a1, a2, a3}, {b0, b1}};
+void multiply(float (&d)[4], const float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+              uint32_t b1) {
+  Multiplication mine{d, c, {a0, a1, a2, a3}, {b0, b1}};
   emulator::together(__PRETTY_FUNCTION__, mine, [](Multiplication** lanes) {
     float a[16][16], b[8][16];  // b by columns
     for (int lane = 0; lane < emulator::kWarp; ++lane) {
@@ -46,10 +56,15 @@ void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
         const int row = lane / 4 + (i >= 2 ? 8 : 0), column = lane % 4 * 2 + i % 2;
         float sum = 0.0f;
         for (int k = 0; k < 16; ++k) sum += a[row][k] * b[column][k];
-        lanes[lane]->c[i] += sum;
+        lanes[lane]->d[i] = lanes[lane]->c[i] + sum;
       }
     }
   });
+}
+
+template <typename T>
+void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  multiply<T>(c, c, a0, a1, a2, a3, b0, b1);
 }
 
 struct Matrices {
@@ -97,9 +112,15 @@ inline uint32_t transpose8(uint32_t bits) {
   return bits;
 }
 
+inline void store16(void* target, const uint4& four) {
+  if (reinterpret_cast<uintptr_t>(target) % 16) emulator::fail("a store to an address that is not aligned");
+  memcpy(target, &four, 16);
+}
+
 inline void copy16(uint32_t target, const void* source, bool copied) {
   emulator::start_copy(target, source, 16, copied);
 }
+inline void copy16_cached(uint32_t target, const void* source, bool copied) { copy16(target, source, copied); }
 inline void copy4(uint32_t target, const void* source, bool copied) { emulator::start_copy(target, source, 4, copied); }
 inline void commit_copies() { emulator::commit(); }
 template <int kPending>
@@ -107,18 +128,25 @@ void wait_copies() {
   emulator::wait(kPending);
 }
 
-inline int2 load_shared(uint32_t address) {
-  const size_t offset = emulator::offset_of(address, 8);
-  emulator::watch_read(offset, 8, emulator::machine.current);
-  int2 pair;
-  memcpy(&pair, emulator::machine.shared + offset, 8);
-  return pair;
+template <typename V>
+V read_shared(uint32_t address) {
+  const size_t offset = emulator::offset_of(address, sizeof(V));
+  emulator::watch_read(offset, sizeof(V), emulator::machine.current);
+  V value;
+  memcpy(&value, emulator::machine.shared + offset, sizeof(V));
+  return value;
 }
-inline void store_shared(uint32_t address, int2 pair) {
-  const size_t offset = emulator::offset_of(address, 8);
-  emulator::watch_write(offset, 8);
-  memcpy(emulator::machine.shared + offset, &pair, 8);
+template <typename V>
+void write_shared(uint32_t address, V value) {
+  const size_t offset = emulator::offset_of(address, sizeof(V));
+  emulator::watch_write(offset, sizeof(V));
+  memcpy(emulator::machine.shared + offset, &value, sizeof(V));
 }
+inline int2 load_shared(uint32_t address) { return read_shared<int2>(address); }
+inline uint32_t load_shared4(uint32_t address) { return read_shared<uint32_t>(address); }
+inline uint4 load_shared16(uint32_t address) { return read_shared<uint4>(address); }
+inline void store_shared(uint32_t address, int2 pair) { write_shared(address, pair); }
+inline void store_shared4(uint32_t address, uint32_t bits) { write_shared(address, bits); }
 
 }  // namespace blocksparse
 }  // namespace tfgen
