@@ -1,8 +1,8 @@
 // The CUDA launchers of blocksparse.h: which kernel computes which shape.
 //
 // tensorcore.cuh: bfloat16 and float16, blocks of 16 and more, widths that are multiples of 8 up to 128, aligned rows.
-// pipelined.cuh: of those, heads wider than 32 with long rows; and the gradients of keys and values where keys are wider
-// than 64, at any length.
+// pipelined.cuh: of those, heads wider than 32 with long rows; and the gradients of keys and values where keys are
+// wider than 64, at any length.
 // fma.cuh: everything else, float32 first of all.
 //
 // Each kernel is compiled for a few widths and serves all narrower ones. The list is kept short: it is what decides how
@@ -20,8 +20,8 @@ namespace {
 
 constexpr int64_t kMaxSize = TFGEN_BLOCKSPARSE_MAX_CUDA_SIZE;
 constexpr int64_t kMaxTensorCore = 128;  // widest head whose sums fit the registers of a warp
-// Slots that a row keeps on average, blocks counted whole, from which on the pipeline is used where heads are wider than
-// 32. Heads of 32 are served faster by tensorcore.cuh at any length (measured, see docs/performance.md).
+// Slots that a row keeps on average, blocks counted whole, from which on the pipeline is used where heads are wider
+// than 32. Heads of 32 are served faster by tensorcore.cuh at any length (measured, see docs/performance.md).
 constexpr int64_t kLongRow = 256;
 
 bool supported(const TfgenBlocksparseShape& shape) {
@@ -95,8 +95,8 @@ cudaError_t short_rows(const TfgenBlocksparseBackward& args, cudaStream_t stream
   using namespace tensorcore;
   const TfgenBlocksparseShape& shape = args.shape;
   const int64_t count = tiles(shape, S::kOwn);
-  cudaError_t error = launch(row_products<T, S::kValueWidth / 32>, shape, tiles(shape, kWarps * kDeltaRows), kThreads, 0,
-                             stream, args);
+  cudaError_t error = launch(row_products<T, S::kValueWidth / 32>, shape, tiles(shape, kWarps * kDeltaRows), kThreads,
+                             0, stream, args);
   if (error != cudaSuccess) return error;
   // k, v, dk and dv of 128 wide are more than the registers of the warps of tensorcore.cuh.
   if constexpr (S::kKeyWidth + S::kValueWidth <= 192) {

@@ -50,7 +50,7 @@ struct TfgenBlocksparseBackward {
   struct TfgenBlocksparseLists rows, columns;
   const void *q, *k, *v, *out, *dout;
   const float* lse;
-  float* delta;  // [B, H, T] scratch: rowsum(dout * out), written by the first pass
+  float* delta;  // [B, H, T] scratch: rowsum(dout * out), some kernels keep its negative
   void *dq, *dk, *dv;
 };
 

@@ -1,5 +1,5 @@
-// What the kernels of short rows (tensorcore.cuh) are compiled for, and how the other side of their slots comes to shared
-// memory, in chunks.
+// What the kernels of tensorcore.cuh are compiled for, and how the other side of their slots comes to shared memory, in
+// chunks.
 #ifndef TFGEN_KERNELS_BLOCKSPARSE_CHUNKS_CUH_
 #define TFGEN_KERNELS_BLOCKSPARSE_CHUNKS_CUH_
 
@@ -121,7 +121,8 @@ class Pipeline {
     const Entries entries(lists, grid, work.head, S::own_slot(work) >> block_shift_);
     first_ = entries.first;
     count_ = S::kRegular ? entries.count : entries.count << part_shift_;
-    const int key_element = CopyPlace<S::kKeyWidth>::group() * 8, value_element = CopyPlace<S::kValueWidth>::group() * 8;
+    const int key_element = CopyPlace<S::kKeyWidth>::group() * 8;
+    const int value_element = CopyPlace<S::kValueWidth>::group() * 8;
     keyed_.first += key_element < key_size_ ? key_element : 0;  // beyond, zeros come from nowhere
     valued_.first += value_element < value_size_ ? value_element : 0;
     if (count_ > 0) read(0);
@@ -171,7 +172,8 @@ class Pipeline {
       if (mask_ >= 0 && lane() < S::kOwnWarp) {
         const int words = S::kRegular || block_shift_ <= 5 ? 1 : 1 << (block_shift_ - 5);  // of a row
         const int word = S::kRegular ? lane() : (row_in_block_ + lane()) * words + (column_in_block(index) >> 5);
-        copy4(there_ + kMask + lane() * 4, offset_by(lists_.mask_bits + word, mask_, words << (block_shift_ + 2)), true);
+        const uint32_t* source = offset_by(lists_.mask_bits + word, mask_, words << (block_shift_ + 2));
+        copy4(there_ + kMask + lane() * 4, source, true);
       }
       read(index + 1);
       if (kStatistics && lane() < S::kChunk) {

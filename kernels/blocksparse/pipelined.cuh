@@ -160,7 +160,8 @@ struct Pipeline {
   int fetched = 0;  // steps
 
   __device__ Pipeline(const TfgenBlocksparseShape& shape, const TfgenBlocksparseLists& lists, const Grid& grid,
-                      const Work& work, const void* keyed_tensor, const void* valued_tensor, const float* lse_row, const float* delta_row)
+                      const Work& work, const void* keyed_tensor, const void* valued_tensor, const float* lse_row,
+                      const float* delta_row)
       : keyed(keyed_tensor, grid, work, static_cast<int>(shape.key_size), grid.key_pitch),
         valued(valued_tensor, grid, work, static_cast<int>(shape.value_size), grid.value_pitch),
         key_size(static_cast<int>(shape.key_size)),

@@ -1,13 +1,14 @@
-// Block-sparse attention for 16-bit types on tensor cores (mma.sync, sm_80 and later), float32 sums, for short rows.
+// Block-sparse attention for 16-bit types on tensor cores (mma.sync, sm_80 and later), float32 sums: short rows, and
+// rows of any length where heads are narrow.
 //
 // A warp owns 32 or 16 consecutive slots of one head (`kTiles` tiles of 16) and walks the blocks of their row in chunks
-// of 32 or 16 slots of the other side (`kStrips` strips of 16), which come to it through shared memory (chunks.cuh). From
-// there operands come by ldmatrix. Scores and weights stay in registers.
+// of 32 or 16 slots of the other side (`kStrips` strips of 16), which come to it through shared memory (chunks.cuh).
+// From there operands come by ldmatrix. Scores and weights stay in registers.
 //
 // Bound: memory bandwidth at 1 to 5 blocks of 32 a row, if instructions are few, enough warps are there to hide
-// latencies, and the L2 cache is not asked for the same rows too often. 32 slots a warp halve loads of matrices for each
-// product. What the published layers have in common is known to their kernel when it is compiled (`kRegular`). Other
-// widths are multiples of 8, padded with zeros.
+// latencies, and the L2 cache is not asked for the same rows too often. 32 slots a warp halve loads of matrices for
+// each product. What the published layers have in common is known to their kernel when it is compiled (`kRegular`).
+// Other widths are multiples of 8, padded with zeros.
 #ifndef TFGEN_KERNELS_BLOCKSPARSE_TENSORCORE_CUH_
 #define TFGEN_KERNELS_BLOCKSPARSE_TENSORCORE_CUH_
 
@@ -28,8 +29,9 @@ struct Zeros {
   __device__ const Four& operator()(int, int) const { return zeros; }
 };
 
-// The warp's own rows as factors a of products over the width: in registers, or in shared memory from `memory` on, where
-// they are after the first wait for copies. Registers are better used for more products at a time, where there is room.
+// The warp's own rows as factors a of products over the width: in registers, or in shared memory from `memory` on,
+// where they are after the first wait for copies. Registers are better used for more products at a time, where there is
+// room.
 template <typename T, typename S, int kWidth, bool kShared = S::kRegular>
 struct OwnRows {
   uint4 rows[S::kTiles][kWidth / 16];
@@ -163,8 +165,8 @@ __global__ void __launch_bounds__(kThreads, S::kForwardBlocks)
   // for which -inf times the scale is -inf.
   const float scale = fmaxf(fabsf(shape.scale) * kLog2E, FLT_MIN);  // the softmax works on powers of two
   float out[kTiles][kValueWidth / 8][4] = {};
-  // Weights are 2^(scaled score - reference). The reference is a maximum of the scores so far, not necessarily the latest:
-  // as long as no score is more than kHeadroom above it, sums need not be scaled again. -FLT_MAX: no key yet.
+  // Weights are 2^(scaled score - reference). The reference is a maximum of the scores so far, not necessarily the
+  // latest: as long as no score is more than kHeadroom above it, sums need not be scaled again. -FLT_MAX: no key yet.
   float reference[kTiles][2], sum[kTiles][2] = {};  // the sum of this thread's columns
 #pragma unroll
   for (int j = 0; j < 2 * kTiles; ++j) reference[j / 2][j % 2] = -FLT_MAX;
@@ -326,7 +328,8 @@ __device__ inline void backward_pass(const Grid& grid, const TfgenBlocksparseBac
   const Tokens<S> tokens(order, own_slot + lane() / 4);
   const OwnRows<T, S, kKeyWidth> keyed(own_keyed, tokens, key_size, memory);
   const OwnRows<T, S, kValueWidth> valued(own_valued, tokens, value_size, valued_memory);
-  Source source(shape, lists, grid, work, order, kOwnsKeys ? args.q : args.k, kOwnsKeys ? args.dout : args.v, lse, delta);
+  Source source(shape, lists, grid, work, order, kOwnsKeys ? args.q : args.k, kOwnsKeys ? args.dout : args.v, lse,
+                delta);
   float row_lse[kTiles][2] = {};  // of this thread's queries, where it owns some
   Four row_delta[kTiles] = {};
   if (!kOwnsKeys) {
@@ -347,7 +350,8 @@ __device__ inline void backward_pass(const Grid& grid, const TfgenBlocksparseBac
 #pragma unroll
     for (int first = 0; first < S::kStrips; first += kStrips) {
       float weights[kTiles][2 * kStrips][4], gradients[kTiles][2 * kStrips][4];  // p and d(scores)
-      multiply_rows<T, kKeyWidth, kStrips>(weights, keyed, Matrix<kKeyWidth>::by_columns(chunk), first * kRows, Zeros());
+      const uint32_t keyed_columns = Matrix<kKeyWidth>::by_columns(chunk);
+      multiply_rows<T, kKeyWidth, kStrips>(weights, keyed, keyed_columns, first * kRows, Zeros());
       const uint32_t valued_columns = Matrix<kValueWidth>::by_columns(chunk + S::kValued);
       if constexpr (kOwnsKeys) {
         Four deltas[2 * kStrips];

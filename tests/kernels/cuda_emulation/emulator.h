@@ -5,7 +5,8 @@
 // follows it. An error, which ends the launch with a message:
 //   - lanes of a warp that meet at different instructions, barriers that not all threads reach;
 //   - shared memory read before anything was written there, while a copy is on its way to it, or, between two barriers
-//     (of all threads, or of the warp that both belong to), by one thread and written by another; so a barrier or a wait that is missing shows whatever the order of threads;
+//     (of all threads, or of the warp that both belong to), by one thread and written by another; so a barrier or a
+//     wait that is missing shows whatever the order of threads;
 //   - addresses that are not aligned or not in shared memory; 8 rows of a matrix that meet in a bank;
 //   - a thread that ends while its copies are on their way.
 // Shared memory starts as NaN, for the accesses through plain pointers, which are not watched. Between barriers the
