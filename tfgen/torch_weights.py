@@ -85,7 +85,7 @@ def adam_moments(where: str, state: Any, named: Sequence[Named], optimizer: Any,
       CheckpointError: it is no state of Adam, or one of another network.
     """
     if not isinstance(optimizer, AdamW):
-        raise CheckpointError(f"{where} holds Adam moments, but the optimizer is {type(optimizer).__name__}")
+        raise CheckpointError(f"{where} holds AdamW moments, but the optimizer is {type(optimizer).__name__}")
     if not isinstance(state, dict) or (state and sorted(state, key=str) != sorted(range(len(named)), key=str)):
         found = f"of {len(state)} tensors" if isinstance(state, dict) else "no moments"
         raise CheckpointError(f"{where} has moments {found}, expected {len(named)}: is it of this network? {flags}")
@@ -95,13 +95,23 @@ def adam_moments(where: str, state: Any, named: Sequence[Named], optimizer: Any,
     values: Values = [(optimizer.updates, np.asarray(updates.pop(), np.int64))]
     for index, item in enumerate(named if state else ()):
         for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
-            array: Any = state[index].get(key)
-            expected = f"float32 {list(item.shape)}"
-            found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "nothing"
-            if found != expected:
-                raise CheckpointError(f"{where}: {key} of tensor {index} ({item.name}) is {found}, expected {expected}")
+            array = moment(where, state[index], key, f"tensor {index} ({item.name})", item.shape)
             values.append((moments[index], item.to_ours(array)))
     return values
+
+
+def moment(where: str, entry: Any, key: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One array of an entry of an Adam state, of the tensor `name`.
+
+    Raises:
+      CheckpointError: there is none, or one of another type or shape.
+    """
+    array: Any = entry.get(key) if isinstance(entry, dict) else None
+    expected = f"float32 {list(shape)}"
+    found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "nothing"
+    if found != expected:
+        raise CheckpointError(f"{where}: {key} of {name} is {found}, expected {expected}")
+    return array
 
 
 def assign(values: Values) -> None:

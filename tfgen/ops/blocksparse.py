@@ -87,7 +87,7 @@ def _obstacle(compiled: library.Library, dtypes: set[tf.DType], pattern: Pattern
 
 def _gpu_obstacle(compiled: library.Library, features: int) -> str:
     """Why the compiled operation cannot run where there is a GPU; empty if it can, or if there is none."""
-    if not tf.config.list_logical_devices("GPU"):
+    if not library.gpu_visible():
         return ""
     if not compiled.cuda:
         return "the kernels were built without CUDA (no nvcc was found then), and there is a GPU"

@@ -101,7 +101,7 @@ def _obstacle(dtypes: set[tf.DType]) -> str:
     if len(dtypes) > 1 or not dtypes <= set(_DTYPES):
         found = ", ".join(sorted(dtype.name for dtype in dtypes))
         return f"the compiled operation takes float32, bfloat16 or float16, the same for all arguments, found {found}"
-    if tf.config.list_logical_devices("GPU"):
+    if library.gpu_visible():
         return "the compiled operation is for the CPU, and there is a GPU"
     return ""
 

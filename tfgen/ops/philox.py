@@ -131,7 +131,7 @@ def compiled() -> library.Library | None:
     kernels = library.load()
     if kernels is None:
         return None
-    if not kernels.cuda and tf.config.list_logical_devices("GPU"):
+    if not kernels.cuda and library.gpu_visible():
         library.log_once(
             logging.WARNING, "Langevin steps in plain TensorFlow: there is a GPU, and the kernels are for the CPU only"
         )

@@ -10,7 +10,7 @@ from tfgen.systems.diffusion.process import Process, mean_over_image
 from tfgen.systems.diffusion.samplers import Model, Noise
 
 # Compiled, so that beside the network's call Python has two to make for each step and not a hundred.
-diffused = tf.function(Process.q_sample, autograph=False)
+_diffused = tf.function(Process.q_sample, autograph=False)
 
 
 @tf.function(autograph=False)
@@ -59,7 +59,7 @@ def bits_per_dim_loop(
     for done, step in enumerate(reversed(range(process.steps))):
         t = tf.fill([tf.shape(x_start)[0]], step)
         drawn = noise(done)
-        x_t = diffused(process, x_start, t, drawn)
+        x_t = _diffused(process, x_start, t, drawn)
         for name, value in _terms(process, model(x_t, t), x_start, x_t, t, drawn, clip_denoised).items():
             terms[name].append(value)
         if callback is not None:

@@ -13,6 +13,7 @@ our variables with dots for slashes, and "weight" for kernels, scales and rows.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -23,32 +24,21 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from tfgen import torch_file
+from tfgen import torch_file, torch_weights
 from tfgen.systems.diffusion.unet import UNet
+from tfgen.torch_weights import CheckpointError, Values
 from tfgen.training.optimizers import AdamW
 
 Layout = Literal["convolution", "attention", "matrix", "same"]
-Values = list[tuple[tf.Variable, np.ndarray]]  # what variables are to be set to
 
 _FLAGS = "--image_size, --num_channels, --num_res_blocks, --attention_resolutions, --learn_sigma and --class_cond"
 
 
-class CheckpointError(ValueError):
-    """A file that is no checkpoint of the original code, or one of another network."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Named:
-    """A variable of the network and its name and layout in the original's files."""
+class Named(torch_weights.Named):
+    """A variable of the network as the original's files know it, and how its values are laid out there."""
 
-    name: str
-    variable: tf.Variable
     layout: Layout
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape in the original's files."""
-        return to_original(np.broadcast_to(np.float32(0), self.variable.shape), self.layout).shape
 
 
 def variables(network: UNet) -> list[Named]:
@@ -61,7 +51,9 @@ def variables(network: UNet) -> list[Named]:
             is_attention = path.endswith(("/qkv", "/proj_out"))
             layout = "convolution" if variable.shape.rank == 4 else "attention" if is_attention else "matrix"
         ending = "weight" if kind in ("kernel", "scale", "rows") else "bias"
-        named.append(Named(f"{path.replace('/', '.')}.{ending}", variable, layout))
+        shape = to_original(np.broadcast_to(np.float32(0), variable.shape), layout).shape
+        name = f"{path.replace('/', '.')}.{ending}"
+        named.append(Named(name, variable, shape, functools.partial(to_ours, layout=layout), layout))
     return named
 
 
@@ -95,52 +87,13 @@ def load_arrays(
       targets: one variable for each of the network's, to set instead: its averages.
 
     Raises:
-      CheckpointError: see `matched`.
+      CheckpointError: see `torch_weights.matched`.
     """
-    _set(matched(network, arrays, network.trainable_variables if targets is None else targets, where))
+    torch_weights.assign(_matched(network, arrays, network.trainable_variables if targets is None else targets, where))
 
 
-def matched(network: UNet, arrays: Mapping[str, np.ndarray], targets: Sequence[tf.Variable], where: str) -> Values:
-    """The named arrays of the original that belong to `targets`, as these hold them.
-
-    Args:
-      network: says names and layouts.
-      arrays: float32, by original name.
-      targets: one variable for each of `network.trainable_variables`: those variables, or their averages.
-      where: what the arrays came from, for messages.
-
-    Raises:
-      CheckpointError: names that are missing or left over, or other shapes or types.
-    """
-    named = variables(network)
-    missing = [item.name for item in named if item.name not in arrays]
-    known = {item.name for item in named}
-    extra = [name for name in arrays if name not in known]
-    if missing or extra:
-        parts = []
-        if missing:
-            parts.append(f"lacks {len(missing)} of {len(named)} tensors ({_shortened(missing)})")
-        if extra:
-            parts.append(f"has {len(extra)} that this network has not ({_shortened(extra)})")
-        raise CheckpointError(f"{where} {' and '.join(parts)}: compare {_FLAGS}")
-    wrong = [
-        f"{item.name} {list(arrays[item.name].shape)}, expected {list(item.shape)}"
-        for item in named
-        if arrays[item.name].shape != item.shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{where} is of another network, {len(wrong)} shapes differ: {_shortened(wrong)}; compare {_FLAGS}"
-        )
-    types = [item.name for item in named if arrays[item.name].dtype != np.float32]
-    if types:
-        raise CheckpointError(f"{where}: {types[0]} has type {arrays[types[0]].dtype}, expected float32")
-    return [(target, to_ours(arrays[item.name], item.layout)) for target, item in zip(targets, named, strict=True)]
-
-
-def _set(values: Values) -> None:
-    for variable, value in values:
-        variable.assign(value)
+def _matched(network: UNet, arrays: Mapping[str, np.ndarray], targets: Sequence[tf.Variable], where: str) -> Values:
+    return torch_weights.matched(variables(network), arrays, targets, where, _FLAGS)
 
 
 def read_weights(path: str) -> dict[str, np.ndarray]:
@@ -163,40 +116,26 @@ def read_optimizer(path: str, network: UNet, optimizer: Any) -> Values:
       torch_file.TorchFileError: not a readable file.
       OSError: no such file.
     """
-    if not isinstance(optimizer, AdamW):
-        raise CheckpointError(f"{path} holds AdamW moments, but the optimizer is {type(optimizer).__name__}")
     match torch_file.load(path):
         case {"state": dict(state), "param_groups": [dict(group)]}:
             pass
         case _:
             raise CheckpointError(f"{path} is no optimizer file: expected 'state' and 'param_groups' with one group")
     named = variables(network)
-    _report_settings(path, group, optimizer)
     if list(state) == [0] and len(named) > 1:
         state = _unflattened(path, state[0], named)
-    if state and sorted(state, key=str) != sorted(range(len(named)), key=str):
-        raise CheckpointError(
-            f"{path} has moments of {len(state)} tensors, expected {len(named)}, or one flat pair of a run in half "
-            f"precision: is it of this network? compare {_FLAGS}"
-        )
-    updates = {_updates(path, index, entry) for index, entry in state.items()} or {0}  # none before the first update
-    if len(updates) > 1:
-        raise CheckpointError(f"{path}: expected one number of updates for all tensors, found {sorted(updates)}")
-    values: Values = [(optimizer.updates, np.asarray(updates.pop(), np.int64))]
-    for index, item in enumerate(named if state else ()):
-        for key, moments in (("exp_avg", optimizer.first_moments), ("exp_avg_sq", optimizer.second_moments)):
-            array = _moment(path, state[index], key, f"tensor {index} ({item.name})", item.shape)
-            values.append((moments[index], to_ours(array, item.layout)))
+    values = torch_weights.adam_moments(path, state, named, optimizer, f"compare {_FLAGS}")
+    _report_settings(path, group, optimizer)
     return values
 
 
 def _unflattened(path: str, entry: Any, named: Sequence[Named]) -> dict[int, dict[str, Any]]:
     """The entries of all tensors of the single one that a run in half precision keeps, all tensors in a row."""
     sizes = [math.prod(item.shape) for item in named]
-    parts = [
-        np.split(_moment(path, entry, key, "all tensors in a row", (sum(sizes),)), np.cumsum(sizes)[:-1])
-        for key in ("exp_avg", "exp_avg_sq")
-    ]
+    parts = []
+    for key in ("exp_avg", "exp_avg_sq"):
+        array = torch_weights.moment(path, entry, key, "all tensors in a row", (sum(sizes),))
+        parts.append(np.split(array, np.cumsum(sizes)[:-1]))
     return {
         index: {
             "step": entry.get("step"),
@@ -205,25 +144,6 @@ def _unflattened(path: str, entry: Any, named: Sequence[Named]) -> dict[int, dic
         }
         for index, (item, mean, var) in enumerate(zip(named, *parts, strict=True))
     }
-
-
-def _updates(path: str, index: int, entry: Any) -> int:
-    """Updates made: an integer in files of old versions of PyTorch, a float tensor in those of new ones."""
-    step: Any = entry.get("step") if isinstance(entry, dict) else None
-    if isinstance(step, np.ndarray) and step.size == 1:
-        step = step.item()
-    if type(step) not in (int, float) or not 0 <= step < 2**53 or step % 1:
-        raise CheckpointError(f"{path}: step of tensor {index} is {step!r}, expected a whole number of updates")
-    return int(step)
-
-
-def _moment(path: str, entry: Any, key: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    array: Any = entry.get(key) if isinstance(entry, dict) else None
-    expected = f"float32 {list(shape)}"
-    found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "nothing"
-    if found != expected:
-        raise CheckpointError(f"{path}: {key} of {name} is {found}, expected {expected}")
-    return array
 
 
 def _report_settings(path: str, group: dict, optimizer: AdamW) -> None:
@@ -304,15 +224,11 @@ def load_into(
         has changed then.
     """
     weights = read_weights(files.model)
-    values = matched(network, weights, network.trainable_variables, files.model)
+    values = _matched(network, weights, network.trainable_variables, files.model)
     for rate, averages in averages_by_rate.items():
         path = files.averages.get(rate, "")
-        values += matched(network, read_weights(path) if path else weights, averages, path or files.model)
+        values += _matched(network, read_weights(path) if path else weights, averages, path or files.model)
     if files.optimizer:
         values += read_optimizer(files.optimizer, network, optimizer)
-    _set(values)  # only now that all files fit
+    torch_weights.assign(values)  # only now that all files fit
     return files.step
-
-
-def _shortened(items: Sequence[str]) -> str:
-    return ", ".join(items[:6]) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
