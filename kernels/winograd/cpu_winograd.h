@@ -164,16 +164,25 @@ void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last,
   float* results = pixels + kPoints * in_point;
   float* zeros = results + kPoints * out_point;
   for (int64_t i = 0; i < shape.inputs; ++i) zeros[i] = 0.0f;
+  for (int point = 0; args.enlarged && point < kPoints; ++point) {
+    if (vanishes(point)) memset(results + point * out_point, 0, static_cast<size_t>(out_point) * sizeof(float));
+  }
   const int64_t kernel_step = kernel_point_step(shape);
   for (int64_t begin = first; begin < last; begin += block) {
     const int64_t count = smaller(block, last - begin), rows = round_up(count, kRows);
     Tile tile = Tile::of(shape, begin);
     for (int64_t i = 0; i < count; ++i, tile.next(shape)) {
       const float* found[16];
-      find_read_pixels(shape, tile, args.reversed, args.x, shape.inputs, zeros, found);
-      pixels_to_points(found, shape.inputs, round_up(shape.inputs, kLanes), pixels + i * in_step, in_point);
+      if (args.enlarged) {
+        find_enlarged_pixels(shape, tile, args.x, shape.inputs, zeros, found);
+        pixels_to_points<true>(found, shape.inputs, round_up(shape.inputs, kLanes), pixels + i * in_step, in_point);
+      } else {
+        find_read_pixels(shape, tile, args.reversed, args.x, shape.inputs, zeros, found);
+        pixels_to_points<false>(found, shape.inputs, round_up(shape.inputs, kLanes), pixels + i * in_step, in_point);
+      }
     }
     for (int point = 0; point < kPoints; ++point) {
+      if (args.enlarged && vanishes(point)) continue;
       float* a = pixels + point * in_point;
       for (int64_t i = count * in_step; i < rows * in_step; ++i) a[i] = 0.0f;
       for (int64_t k = 0; k < shape.inputs; k += kDepth) {
@@ -237,7 +246,7 @@ void transform_tiles(const TfgenWinogradKernelGradient& args, int64_t chunk, int
   for (int64_t i = first; i < last; ++i, tile.next(shape)) {
     const float *pixels[16], *slopes[Tile::kHeight * Tile::kWidth];
     find_read_pixels(shape, tile, false, args.x, shape.inputs, zeros, pixels);
-    pixels_to_points(pixels, shape.inputs, round_up(round_up(shape.inputs, kRows), kLanes),
+    pixels_to_points<false>(pixels, shape.inputs, round_up(round_up(shape.inputs, kRows), kLanes),
                      args.scratch + i * s.in_step, s.in_point);
     find_pixels<Tile::kHeight, Tile::kWidth>(shape, tile.image, tile.row, tile.column, args.dy, shape.outputs, zeros,
                                              slopes);

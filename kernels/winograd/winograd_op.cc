@@ -83,11 +83,15 @@ void Share(OpKernelContext* c, int64_t units, int64_t cycles, Work work) {
   tensorflow::Shard(threads->num_threads, threads->workers, units, cycles, work);
 }
 
-// y = x * kernel + bias, or with `reversed` the gradient by the images, whose x is dy.
-void Convolve(OpKernelContext* c, const Tensor& x, const Tensor& kernel, bool reversed, const float* bias) {
+enum class Kind { kForward, kEnlarged, kImagesGradient };
+
+// y = x * kernel + bias, the same of images enlarged to twice their sides, or the gradient by the images, whose x is dy.
+void Convolve(OpKernelContext* c, Kind kind, const Tensor& x, const Tensor& kernel, const float* bias) {
+  const bool reversed = kind == Kind::kImagesGradient, enlarged = kind == Kind::kEnlarged;
   const int64_t inputs = kernel.dim_size(reversed ? 3 : 2), outputs = kernel.dim_size(reversed ? 2 : 3);
-  const TfgenWinogradShape shape{x.dim_size(0), x.dim_size(1), x.dim_size(2), inputs, outputs, kernel.dim_size(0),
-                                 kernel.dim_size(1)};
+  const int64_t scale = enlarged ? 2 : 1;
+  const TfgenWinogradShape shape{x.dim_size(0),      scale * x.dim_size(1), scale * x.dim_size(2), inputs, outputs,
+                                 kernel.dim_size(0), kernel.dim_size(1)};
   Tensor* y = nullptr;
   OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({shape.batch, shape.height, shape.width, outputs}), &y));
   if (y->NumElements() == 0) return;
@@ -95,10 +99,12 @@ void Convolve(OpKernelContext* c, const Tensor& x, const Tensor& kernel, bool re
   OP_REQUIRES_OK(c, c->allocate_temp(DT_FLOAT, TensorShape({tfgen_winograd_kernel_size(&shape)}), &transformed));
   const float* taps = kernel.flat<float>().data();
   float* points = transformed.flat<float>().data();
-  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data(), reversed};
+  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data(), reversed,
+                                      enlarged};
   const int64_t units = tfgen_winograd_kernel_units(&shape), tiles = tfgen_winograd_tiles(&shape);
   const int64_t unit_cycles = kKernelCycles * inputs * (outputs / units + 1);
-  const int64_t tile_cycles = kProductCycles * inputs * outputs + kTileCycles * (inputs + outputs);
+  const int64_t products = kProductCycles * inputs * outputs * (enlarged ? 9 : 16) / 16;
+  const int64_t tile_cycles = products + kTileCycles * (inputs + outputs);
   if (tfgen_winograd_by_kernel(&shape, c->device()->tensorflow_cpu_worker_threads()->num_threads)) {
     Share(c, units, unit_cycles + tiles * tile_cycles / units, [&](int64_t first, int64_t last) {
       tfgen_winograd_transform_kernel_cpu(&shape, taps, reversed, points, first, last);
@@ -112,13 +118,13 @@ void Convolve(OpKernelContext* c, const Tensor& x, const Tensor& kernel, bool re
   Share(c, tiles, tile_cycles, [&](int64_t first, int64_t last) { tfgen_winograd_convolve_cpu(&args, first, last); });
 }
 
-template <const Family& family>
+template <const Family& family, Kind kind>
 class ConvolutionOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
   void Compute(OpKernelContext* c) override {
     OP_REQUIRES_OK(c, CheckForward(family, SizesOf("x", c, 0), SizesOf("kernel", c, 1), SizesOf("bias", c, 2)));
-    Convolve(c, c->input(0), c->input(1), false, c->input(2).flat<float>().data());
+    Convolve(c, kind, c->input(0), c->input(1), c->input(2).flat<float>().data());
   }
 };
 
@@ -128,7 +134,7 @@ class ImagesGradientOp : public OpKernel {
   using OpKernel::OpKernel;
   void Compute(OpKernelContext* c) override {
     OP_REQUIRES_OK(c, CheckImagesGradient(family, SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
-    Convolve(c, c->input(1), c->input(0), true, nullptr);
+    Convolve(c, Kind::kImagesGradient, c->input(1), c->input(0), nullptr);
   }
 };
 
@@ -210,6 +216,18 @@ Status ForwardShape(InferenceContext* c) {
   return SetImages(c, 0, Dimension(c, 1, 3));
 }
 
+Status EnlargedShape(InferenceContext* c) {
+  TF_RETURN_IF_ERROR(ForwardShape<kSquare>(c));
+  ShapeHandle shape = c->output(0);
+  for (int side = 1; side < 3; ++side) {
+    DimensionHandle twice;
+    TF_RETURN_IF_ERROR(c->Multiply(c->Dim(shape, side), 2, &twice));
+    TF_RETURN_IF_ERROR(c->ReplaceDim(shape, side, twice, &shape));
+  }
+  c->set_output(0, shape);
+  return OkStatus();
+}
+
 template <const Family& family>
 Status ImagesGradientShape(InferenceContext* c) {
   TF_RETURN_IF_ERROR(CheckImagesGradient(family, SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
@@ -233,6 +251,13 @@ REGISTER_OP("TfgenConvolution3x3")
     .Input("bias: float")
     .Output("y: float")
     .SetShapeFn(ForwardShape<kSquare>);
+
+REGISTER_OP("TfgenEnlargedConvolution3x3")
+    .Input("x: float")
+    .Input("kernel: float")
+    .Input("bias: float")
+    .Output("y: float")
+    .SetShapeFn(EnlargedShape);
 
 REGISTER_OP("TfgenConvolution3x3ImagesGrad")
     .Input("kernel: float")
@@ -266,15 +291,20 @@ REGISTER_OP("TfgenCausalConvolutionKernelGrad")
     .Attr("kernel_width: int")
     .SetShapeFn(KernelGradientShape<kCausal>);
 
+using ForwardOp = ConvolutionOp<kSquare, Kind::kForward>;
+using EnlargedOp = ConvolutionOp<kSquare, Kind::kEnlarged>;
+using CausalOp = ConvolutionOp<kCausal, Kind::kForward>;
+
 // For the CPU, and refused within XLA.
 #define TFGEN_REGISTER(name, kernel)                                          \
   REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::DEVICE_CPU), kernel); \
   REGISTER_KERNEL_BUILDER(Name(name).Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp)
 
-TFGEN_REGISTER("TfgenConvolution3x3", ConvolutionOp<kSquare>);
+TFGEN_REGISTER("TfgenConvolution3x3", ForwardOp);
+TFGEN_REGISTER("TfgenEnlargedConvolution3x3", EnlargedOp);
 TFGEN_REGISTER("TfgenConvolution3x3ImagesGrad", ImagesGradientOp<kSquare>);
 TFGEN_REGISTER("TfgenConvolution3x3KernelGrad", KernelGradientOp<kSquare>);
-TFGEN_REGISTER("TfgenCausalConvolution", ConvolutionOp<kCausal>);
+TFGEN_REGISTER("TfgenCausalConvolution", CausalOp);
 TFGEN_REGISTER("TfgenCausalConvolutionImagesGrad", ImagesGradientOp<kCausal>);
 TFGEN_REGISTER("TfgenCausalConvolutionKernelGrad", KernelGradientOp<kCausal>);
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -20,6 +21,8 @@ from tfgen.ops.convolution import (
     causal_convolution_reference,
     convolution_3x3,
     convolution_3x3_reference,
+    enlarged,
+    enlarged_convolution_3x3,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +151,59 @@ def test_repeated_and_alone(taps):
         alone = value_and_gradients(form, x[index : index + 1], kernel, bias, upstream[index : index + 1])
         for which in (0, 1):  # y and dx
             np.testing.assert_array_equal(alone[which][0], first[which][index])
+
+
+def in_two_steps(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    return convolution_3x3(enlarged(x), kernel, bias)
+
+
+@FORMS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution_of_enlarged_images(every_shape, form, shape):
+    """Bits of the two steps."""
+    batch, height, width, inputs, outputs = shape
+    x, kernel, bias, _ = drawn(shape)
+    upstream = drawn((batch, 2 * height, 2 * width, inputs, outputs))[3]
+    with library.plain_tensorflow() if form == "plain" else contextlib.nullcontext():
+        found = value_and_gradients(enlarged_convolution_3x3, x, kernel, bias, upstream)
+        expected = value_and_gradients(in_two_steps, x, kernel, bias, upstream)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(enlarged(x), x.numpy().repeat(2, axis=1).repeat(2, axis=2))
+    assert found[1].shape == x.shape
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-5)  # four sums in another order
+    for ours, theirs in zip(found[2:], expected[2:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_kernels
+def test_which_form_runs_for_enlarged_images():
+    compiled = "TfgenEnlargedConvolution3x3"
+    assert compiled in operations(enlarged_convolution_3x3, *layer((3, 3)))
+    assert compiled in operations(enlarged_convolution_3x3, *layer((3, 3), batch=None, height=2))
+    for other in ({"height": 1}, {"inputs": 15}):
+        assert compiled not in operations(enlarged_convolution_3x3, *layer((3, 3), **other))
+    with library.plain_tensorflow():
+        assert compiled not in operations(enlarged_convolution_3x3, *layer((3, 3)))
+
+
+@needs_kernels
+def test_arguments_that_do_not_fit_enlarged_images():
+    run = library.loaded().operations.tfgen_enlarged_convolution3x3
+    x, kernel, bias, _ = drawn(LAYER)
+    assert run(x, kernel, bias).shape == (2, 16, 16, 32)
+    assert run(x[:0], kernel, bias).shape == (0, 16, 16, 32)
+    for bad, arguments in (
+        (r"kernel must be \[3, 3, inputs, outputs\], found \[3, 1, 24, 32\]", (x, kernel[:, :1], bias)),
+        (r"the number of input channels must be 23 in x, found \[2, 8, 8, 24\]", (x, kernel[:, :, :23], bias)),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=bad):
+            run(*arguments)
+    with pytest.raises(ValueError, match=r"expected a kernel of shape \[3, 3, in, out\], found \(1, 1, 24, 32\)"):
+        enlarged_convolution_3x3(x, kernel[:1, :1], bias)
+    traced = tf.function(
+        run, input_signature=[tf.TensorSpec([None, None, 8, 24]), tf.TensorSpec(None), tf.TensorSpec([None])]
+    )
+    assert traced.get_concrete_function().output_shapes.as_list() == [None, None, 16, None]
 
 
 @needs_kernels

@@ -39,8 +39,7 @@ def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tens
       ValueError: a kernel that is not 3x3, or arguments that do not fit together (while a graph is built).
       tf.errors.InvalidArgumentError: the same, where it shows only when the graph runs.
     """
-    if kernel.shape.rank != 4 or kernel.shape[:2] != (3, 3):
-        raise ValueError(f"expected a kernel of shape [3, 3, in, out], found {kernel.shape}; use tf.nn.conv2d")
+    _require_3x3(kernel)
     obstacle = _obstacle(x, kernel)
     if obstacle:
         library.log_once(logging.INFO, f"3x3 convolution in plain TensorFlow: {obstacle}")
@@ -52,6 +51,41 @@ def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tens
 def convolution_3x3_reference(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """`convolution_3x3` in plain TensorFlow."""
     return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=1, padding="SAME"), bias)
+
+
+def enlarged_convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """`convolution_3x3(enlarged(x), kernel, bias)`: every pixel twice along both sides, then the convolution.
+
+    The compiled operation reads the small images. Of the 16 products behind 2x2 results 7 are by differences of equal
+    pixels, and are left out. Results are those of the two calls to the bit, for finite arguments; an infinite or NaN
+    pixel reaches the results that read it and no others.
+
+    Which form runs is decided as in `convolution_3x3`, by the sides of the result.
+
+    Args:
+      x: [B, H, W, in], floating point.
+      kernel: [3, 3, in, out], the dtype of `x`.
+      bias: [out], the dtype of `x`.
+
+    Returns:
+      [B, 2 H, 2 W, out], the dtype of `x`. Differentiable any number of times.
+
+    Raises:
+      ValueError: a kernel that is not 3x3, or arguments that do not fit together (while a graph is built).
+      tf.errors.InvalidArgumentError: the same, where it shows only when the graph runs.
+    """
+    _require_3x3(kernel)
+    if _obstacle(x, kernel, scale=2):
+        return convolution_3x3(enlarged(x), kernel, bias)
+    return library.loaded().operations.tfgen_enlarged_convolution3x3(x, kernel, bias)
+
+
+def enlarged(x: tf.Tensor) -> tf.Tensor:
+    """Every pixel twice along both sides: [B, H, W, C] -> [B, 2 H, 2 W, C]. H, W and C are static."""
+    _, height, width, channels = x.shape
+    wide = tf.stack([x, x], axis=3)  # [B, H, W, 2, C]
+    rows = tf.reshape(wide, [-1, height, 1, 2 * width * channels])
+    return tf.reshape(tf.concat([rows, rows], axis=2), [-1, 2 * height, 2 * width, channels])
 
 
 def causal_convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
@@ -104,8 +138,17 @@ def causal_convolution_reference(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tenso
     return tf.nn.bias_add(tf.nn.conv2d(padded, kernel, strides=1, padding="VALID"), bias)
 
 
-def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
-    """Why a convolution is TensorFlow's; empty if it is compiled. The one place that decides."""
+def _require_3x3(kernel: tf.Tensor) -> None:
+    if kernel.shape.rank != 4 or kernel.shape[:2] != (3, 3):
+        raise ValueError(f"expected a kernel of shape [3, 3, in, out], found {kernel.shape}; use tf.nn.conv2d")
+
+
+def _obstacle(x: tf.Tensor, kernel: tf.Tensor, scale: int = 1) -> str:
+    """Why a convolution is TensorFlow's; empty if it is compiled. The one place that decides.
+
+    Args:
+      scale: how many times as large as `x` the convolved images are, along both sides.
+    """
     if library.load() is None:
         return "the kernels are not built, or not to be used"
     if x.dtype != tf.float32:
@@ -116,6 +159,7 @@ def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
     outputs = kernel.shape[3]
     if None in (height, width, inputs, outputs):
         return f"sides and channels must be known, found {x.shape} and {kernel.shape}"
+    height, width = scale * height, scale * width
     if min(inputs, outputs) < LEAST_CHANNELS or min(height, width) < LEAST_SIDE:
         found = f"{height} x {width} pixels, {inputs} to {outputs} channels"
         return f"{found}; the compiled operation is faster from {LEAST_SIDE} pixels and {LEAST_CHANNELS} channels on"
@@ -130,6 +174,15 @@ def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
 def _gradient(operation: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     x, kernel, _ = operation.inputs
     return _images_gradient(kernel, dy), _kernel_gradient(x, dy), tf.raw_ops.BiasAddGrad(out_backprop=dy)
+
+
+@tf.RegisterGradient("TfgenEnlargedConvolution3x3")
+def _enlarged_gradient(operation: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    x, kernel, _ = operation.inputs
+    _, height, width, channels = x.shape
+    of_enlarged = tf.reshape(_images_gradient(kernel, dy), [-1, height, 2, width, 2, channels])
+    dx = tf.reduce_sum(of_enlarged, axis=[2, 4])
+    return dx, _kernel_gradient(enlarged(x), dy), tf.raw_ops.BiasAddGrad(out_backprop=dy)
 
 
 @tf.RegisterGradient("TfgenConvolution3x3ImagesGrad")

@@ -103,9 +103,7 @@ def test_convolution_of_stride_2_pads_all_sides(sides):
 
 def test_enlarged_and_halved():
     x = normal(2, 3, 2, 4)
-    enlarged = unet.enlarged(tf.constant(x))
-    np.testing.assert_array_equal(enlarged, x.repeat(2, axis=1).repeat(2, axis=2))
-    np.testing.assert_allclose(unet.halved(enlarged), x, atol=1e-6)
+    np.testing.assert_allclose(unet.halved(unet.enlarged(tf.constant(x))), x, atol=1e-6)
 
 
 def silu(x: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfgen.ops import library
 from tfgen.ops.blocksparse import Pattern, attention
-from tfgen.ops.convolution import convolution_3x3
+from tfgen.ops.convolution import convolution_3x3, enlarged, enlarged_convolution_3x3
 from tfgen.ops.group_norm import group_norm
 from tfgen.ops.traced import traced_once
 from tfgen.randomness import Key, host_generator
@@ -70,14 +70,6 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int = 
 def affine(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """[rows, in] -> [rows, out]."""
     return tf.nn.bias_add(tf.matmul(x, tf.cast(kernel, x.dtype)), tf.cast(bias, x.dtype))
-
-
-def enlarged(x: tf.Tensor) -> tf.Tensor:
-    """Every pixel twice along both axes: [B, h, w, C] -> [B, 2 h, 2 w, C]."""
-    _, height, width, channels = x.shape
-    wide = tf.stack([x, x], axis=3)  # [B, h, w, 2, C]
-    rows = tf.reshape(wide, [-1, height, 1, 2 * width * channels])
-    return tf.reshape(tf.concat([rows, rows], axis=2), [-1, 2 * height, 2 * width, channels])
 
 
 def halved(x: tf.Tensor) -> tf.Tensor:
@@ -315,9 +307,9 @@ class Resampling(Layer):
     def call(self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool) -> tf.Tensor:
         if self.convolution is None:
             return enlarged(x) if self.enlarges else halved(x)
-        if self.enlarges:
-            return convolution(enlarged(x), *self.convolution.values)
         kernel, bias = self.convolution.values
+        if self.enlarges:
+            return enlarged_convolution_3x3(x, tf.cast(kernel, x.dtype), tf.cast(bias, x.dtype))
         return convolution(x, kernel, bias, stride=2)
 
 
