@@ -127,7 +127,10 @@ void load_taps(const TfgenWinogradShape& shape, const float* kernel, bool revers
 template <class Tile>
 void transform_kernel(const TfgenWinogradShape& shape, const float* kernel, bool reversed, float* transformed,
                       int64_t first, int64_t last) {
-  const int64_t step = kernel_point_step(shape);
+  const int64_t step = kernel_point_step(shape), used = shape.inputs * kColumns;
+  for (int64_t i = first * kPoints; i < last * kPoints; ++i) {  // no number of a tensor is left unwritten
+    memset(transformed + i * step + used, 0, static_cast<size_t>(step - used) * sizeof(float));
+  }
   for (int64_t input = 0; input < shape.inputs; input += kLanes) {
     for (int64_t panel = first; panel < last; ++panel) {
       for (int64_t d = 0; d < kColumns; d += kLanes) {
