@@ -103,7 +103,12 @@ def ddim_step(
       t: int [B].
       noise: standard normal [B, H, W, C]; None for none, if eta is 0.
       eta: 0 adds no noise; 1 as much as the posterior variance, as `ancestral` does with a small fixed variance.
+
+    Raises:
+      ValueError: no noise, and an eta other than 0.
     """
+    if noise is None and eta != 0:
+        raise ValueError(f"expected noise [B, H, W, C] for eta {eta:g}, found None; pass standard normal numbers")
     eps = process.eps_from_xstart(x, t, prediction.pred_xstart)
     here = at(process.alphas_cumprod, t, x)
     there = at(process.alphas_cumprod_prev, t, x)
