@@ -79,6 +79,16 @@ TFGEN_INLINE void find_read_pixels(const TfgenWinogradShape& shape, const Tile& 
   find_pixels<4, 4>(shape, tile.image, tile.row - above, tile.column - before, x, channels, zeros, pixels);
 }
 
+// Where images are enlarged, every pixel twice along both sides: the 3x3 pixels before that which the 16 come from.
+template <class Tile>
+TFGEN_INLINE void find_enlarged_pixels(const TfgenWinogradShape& shape, const Tile& tile, const float* x,
+                                       int64_t channels, const float* zeros, const float** pixels) {
+  TfgenWinogradShape small = shape;
+  small.height /= 2;
+  small.width /= 2;
+  find_pixels<3, 3>(small, tile.image, tile.row / 2 - 1, tile.column / 2 - 1, x, channels, zeros, pixels);
+}
+
 // kLanes channels of a pixel from d on; only `left` of them, then zeros, if not `kWhole`.
 template <bool kWhole>
 TFGEN_INLINE Vec channels_at(const float* pixel, int64_t d, int64_t left) {
@@ -117,12 +127,40 @@ TFGEN_INLINE void transform_pixels(const float* const* pixels, int64_t d, int64_
   }
 }
 
+// B^T d of an enlarged tile, whose two pixels in the middle are the same, is 0 at point 2 along each side.
+constexpr bool vanishes(int point) { return point / 4 == 2 || point % 4 == 2; }
+
+// The same for an enlarged tile, from its 3x3 pixels: points that vanish are left out.
+template <bool kWhole>
+TFGEN_INLINE void transform_enlarged_pixels(const float* const* pixels, int64_t d, int64_t left, float* out,
+                                            int64_t point_step) {
+  constexpr int kPlaces[3] = {0, 1, 3};
+  Vec half[3][3];
+#pragma GCC unroll 3
+  for (int j = 0; j < 3; ++j) {
+    const Vec x1 = channels_at<kWhole>(pixels[3 + j], d, left);
+    half[0][j] = channels_at<kWhole>(pixels[j], d, left) - x1;
+    half[1][j] = x1 + x1;
+    half[2][j] = x1 - channels_at<kWhole>(pixels[6 + j], d, left);
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    float* row = out + 4 * kPlaces[i] * point_step;
+    put(row, half[i][0] - half[i][1]);
+    put(row + point_step, half[i][1] + half[i][1]);
+    put(row + 3 * point_step, half[i][1] - half[i][2]);
+  }
+}
+
 // All channels of a tile, then zeros up to `padded`.
-__attribute__((noinline)) inline void pixels_to_points(const float* const* pixels, int64_t channels, int64_t padded,
-                                                       float* out, int64_t point_step) {
+template <bool kEnlarged>
+__attribute__((noinline)) void pixels_to_points(const float* const* pixels, int64_t channels, int64_t padded, float* out,
+                                                int64_t point_step) {
+  constexpr auto whole = kEnlarged ? transform_enlarged_pixels<true> : transform_pixels<true>;
+  constexpr auto some = kEnlarged ? transform_enlarged_pixels<false> : transform_pixels<false>;
   int64_t d = 0;
-  for (; d + kLanes <= channels; d += kLanes) transform_pixels<true>(pixels, d, kLanes, out + d, point_step);
-  if (d < channels) transform_pixels<false>(pixels, d, channels - d, out + d, point_step);
+  for (; d + kLanes <= channels; d += kLanes) whole(pixels, d, kLanes, out + d, point_step);
+  if (d < channels) some(pixels, d, channels - d, out + d, point_step);
   for (d = round_up(channels, kLanes); d < padded; d += kLanes) {
     for (int i = 0; i < kPoints; ++i) put(out + i * point_step + d, Vec{});
   }

@@ -127,7 +127,10 @@ void load_taps(const TfgenWinogradShape& shape, const float* kernel, bool revers
 template <class Tile>
 void transform_kernel(const TfgenWinogradShape& shape, const float* kernel, bool reversed, float* transformed,
                       int64_t first, int64_t last) {
-  const int64_t step = kernel_point_step(shape);
+  const int64_t step = kernel_point_step(shape), used = shape.inputs * kColumns;
+  for (int64_t i = first * kPoints; i < last * kPoints; ++i) {  // no number of a tensor is left unwritten
+    memset(transformed + i * step + used, 0, static_cast<size_t>(step - used) * sizeof(float));
+  }
   for (int64_t input = 0; input < shape.inputs; input += kLanes) {
     for (int64_t panel = first; panel < last; ++panel) {
       for (int64_t d = 0; d < kColumns; d += kLanes) {
@@ -164,16 +167,25 @@ void convolve(const TfgenWinogradConvolution& args, int64_t first, int64_t last,
   float* results = pixels + kPoints * in_point;
   float* zeros = results + kPoints * out_point;
   for (int64_t i = 0; i < shape.inputs; ++i) zeros[i] = 0.0f;
+  for (int point = 0; args.enlarged && point < kPoints; ++point) {
+    if (vanishes(point)) memset(results + point * out_point, 0, static_cast<size_t>(out_point) * sizeof(float));
+  }
   const int64_t kernel_step = kernel_point_step(shape);
   for (int64_t begin = first; begin < last; begin += block) {
     const int64_t count = smaller(block, last - begin), rows = round_up(count, kRows);
     Tile tile = Tile::of(shape, begin);
     for (int64_t i = 0; i < count; ++i, tile.next(shape)) {
       const float* found[16];
-      find_read_pixels(shape, tile, args.reversed, args.x, shape.inputs, zeros, found);
-      pixels_to_points(found, shape.inputs, round_up(shape.inputs, kLanes), pixels + i * in_step, in_point);
+      if (args.enlarged) {
+        find_enlarged_pixels(shape, tile, args.x, shape.inputs, zeros, found);
+        pixels_to_points<true>(found, shape.inputs, round_up(shape.inputs, kLanes), pixels + i * in_step, in_point);
+      } else {
+        find_read_pixels(shape, tile, args.reversed, args.x, shape.inputs, zeros, found);
+        pixels_to_points<false>(found, shape.inputs, round_up(shape.inputs, kLanes), pixels + i * in_step, in_point);
+      }
     }
     for (int point = 0; point < kPoints; ++point) {
+      if (args.enlarged && vanishes(point)) continue;
       float* a = pixels + point * in_point;
       for (int64_t i = count * in_step; i < rows * in_step; ++i) a[i] = 0.0f;
       for (int64_t k = 0; k < shape.inputs; k += kDepth) {
@@ -237,7 +249,7 @@ void transform_tiles(const TfgenWinogradKernelGradient& args, int64_t chunk, int
   for (int64_t i = first; i < last; ++i, tile.next(shape)) {
     const float *pixels[16], *slopes[Tile::kHeight * Tile::kWidth];
     find_read_pixels(shape, tile, false, args.x, shape.inputs, zeros, pixels);
-    pixels_to_points(pixels, shape.inputs, round_up(round_up(shape.inputs, kRows), kLanes),
+    pixels_to_points<false>(pixels, shape.inputs, round_up(round_up(shape.inputs, kRows), kLanes),
                      args.scratch + i * s.in_step, s.in_point);
     find_pixels<Tile::kHeight, Tile::kWidth>(shape, tile.image, tile.row, tile.column, args.dy, shape.outputs, zeros,
                                              slopes);

@@ -51,6 +51,9 @@ typedef struct {
   const float* bias;    // [outputs]; null for none
   float* y;             // [batch, height, width, outputs]
   int32_t reversed;     // zeros are below and right of the images where they would be above and left, and vice versa
+  // For 3x3 taps: x is [batch, height / 2, width / 2, inputs], and each of its pixels stands for 2x2 equal ones. Of the
+  // 16 products of a tile 7 are by zero, and are left out. Sides are even.
+  int32_t enlarged;
 } TfgenWinogradConvolution;
 
 void tfgen_winograd_convolve_cpu(const TfgenWinogradConvolution* args, int64_t first, int64_t last);

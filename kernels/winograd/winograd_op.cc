@@ -52,6 +52,17 @@ Status CheckForward(const Family& family, const Sizes& x, const Sizes& kernel, c
   return CheckSame(bias, 0, "the number of output channels", &outputs);
 }
 
+Status CheckPrepared(const Sizes& x, const Sizes& points, const Sizes& bias) {
+  int64_t inputs = kUnknown;
+  TF_RETURN_IF_ERROR(CheckImages(x, "the number of input channels", &inputs));
+  TF_RETURN_IF_ERROR(CheckRank(points, 1, "[numbers of a transformed kernel]"));
+  TF_RETURN_IF_ERROR(CheckRank(bias, 1, "[outputs]"));
+  if (inputs == 0 || bias[0] == 0) {
+    return InvalidArgument("there are no channels in x, ", x.Text(), ", or bias, ", bias.Text());
+  }
+  return OkStatus();
+}
+
 Status CheckImagesGradient(const Family& family, const Sizes& kernel, const Sizes& dy) {
   TF_RETURN_IF_ERROR(CheckSides(family, kernel));
   int64_t outputs = kernel[3];
@@ -83,42 +94,98 @@ void Share(OpKernelContext* c, int64_t units, int64_t cycles, Work work) {
   tensorflow::Shard(threads->num_threads, threads->workers, units, cycles, work);
 }
 
-// y = x * kernel + bias, or with `reversed` the gradient by the images, whose x is dy.
-void Convolve(OpKernelContext* c, const Tensor& x, const Tensor& kernel, bool reversed, const float* bias) {
-  const int64_t inputs = kernel.dim_size(reversed ? 3 : 2), outputs = kernel.dim_size(reversed ? 2 : 3);
-  const TfgenWinogradShape shape{x.dim_size(0), x.dim_size(1), x.dim_size(2), inputs, outputs, kernel.dim_size(0),
-                                 kernel.dim_size(1)};
+enum class Kind { kForward, kEnlarged, kImagesGradient };
+
+TfgenWinogradShape ShapeOf(Kind kind, const Tensor& x, int64_t outputs, int64_t kernel_height, int64_t kernel_width) {
+  const int64_t scale = kind == Kind::kEnlarged ? 2 : 1;
+  return {x.dim_size(0), scale * x.dim_size(1), scale * x.dim_size(2), x.dim_size(3), outputs, kernel_height,
+          kernel_width};
+}
+
+// y = x * kernel + bias, the same of images enlarged to twice their sides, or the gradient by the images, whose x is dy.
+// `transform` makes units [first, last) of the kernel in `points`, or does nothing where they are there already.
+template <typename Transform>
+void Convolve(OpKernelContext* c, Kind kind, const TfgenWinogradShape& shape, const Tensor& x, const float* points,
+              bool transformed, const Transform& transform, const float* bias) {
   Tensor* y = nullptr;
-  OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({shape.batch, shape.height, shape.width, outputs}), &y));
+  OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({shape.batch, shape.height, shape.width, shape.outputs}), &y));
   if (y->NumElements() == 0) return;
-  Tensor transformed;
-  OP_REQUIRES_OK(c, c->allocate_temp(DT_FLOAT, TensorShape({tfgen_winograd_kernel_size(&shape)}), &transformed));
-  const float* taps = kernel.flat<float>().data();
-  float* points = transformed.flat<float>().data();
-  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data(), reversed};
+  const bool reversed = kind == Kind::kImagesGradient, enlarged = kind == Kind::kEnlarged;
+  const TfgenWinogradConvolution args{shape, x.flat<float>().data(), points, bias, y->flat<float>().data(), reversed,
+                                      enlarged};
   const int64_t units = tfgen_winograd_kernel_units(&shape), tiles = tfgen_winograd_tiles(&shape);
-  const int64_t unit_cycles = kKernelCycles * inputs * (outputs / units + 1);
-  const int64_t tile_cycles = kProductCycles * inputs * outputs + kTileCycles * (inputs + outputs);
+  const int64_t unit_cycles = kKernelCycles * shape.inputs * (shape.outputs / units + 1);
+  const int64_t products = kProductCycles * shape.inputs * shape.outputs * (enlarged ? 9 : 16) / 16;
+  const int64_t tile_cycles = products + kTileCycles * (shape.inputs + shape.outputs);
   if (tfgen_winograd_by_kernel(&shape, c->device()->tensorflow_cpu_worker_threads()->num_threads)) {
     Share(c, units, unit_cycles + tiles * tile_cycles / units, [&](int64_t first, int64_t last) {
-      tfgen_winograd_transform_kernel_cpu(&shape, taps, reversed, points, first, last);
+      transform(first, last);
       tfgen_winograd_convolve_by_kernel_cpu(&args, first, last);
     });
     return;
   }
-  Share(c, units, unit_cycles, [&](int64_t first, int64_t last) {
-    tfgen_winograd_transform_kernel_cpu(&shape, taps, reversed, points, first, last);
-  });
+  if (!transformed) Share(c, units, unit_cycles, transform);
   Share(c, tiles, tile_cycles, [&](int64_t first, int64_t last) { tfgen_winograd_convolve_cpu(&args, first, last); });
 }
 
-template <const Family& family>
+void ConvolveAndTransform(OpKernelContext* c, Kind kind, const Tensor& x, const Tensor& kernel, const float* bias) {
+  const bool reversed = kind == Kind::kImagesGradient;
+  const TfgenWinogradShape shape =
+      ShapeOf(kind, x, kernel.dim_size(reversed ? 2 : 3), kernel.dim_size(0), kernel.dim_size(1));
+  Tensor transformed;
+  OP_REQUIRES_OK(c, c->allocate_temp(DT_FLOAT, TensorShape({tfgen_winograd_kernel_size(&shape)}), &transformed));
+  const float* taps = kernel.flat<float>().data();
+  float* points = transformed.flat<float>().data();
+  const auto transform = [&](int64_t first, int64_t last) {
+    tfgen_winograd_transform_kernel_cpu(&shape, taps, reversed, points, first, last);
+  };
+  Convolve(c, kind, shape, x, points, false, transform, bias);
+}
+
+template <const Family& family, Kind kind>
 class ConvolutionOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
   void Compute(OpKernelContext* c) override {
     OP_REQUIRES_OK(c, CheckForward(family, SizesOf("x", c, 0), SizesOf("kernel", c, 1), SizesOf("bias", c, 2)));
-    Convolve(c, c->input(0), c->input(1), false, c->input(2).flat<float>().data());
+    ConvolveAndTransform(c, kind, c->input(0), c->input(1), c->input(2).flat<float>().data());
+  }
+};
+
+// The 3x3 kernel of a convolution in the transformed domain, for the instruction set of this machine.
+TfgenWinogradShape KernelShape(int64_t inputs, int64_t outputs) { return {1, 1, 1, inputs, outputs, 3, 3}; }
+
+class TransformKernelOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+  void Compute(OpKernelContext* c) override {
+    OP_REQUIRES_OK(c, CheckSides(kSquare, SizesOf("kernel", c, 0)));
+    const Tensor& kernel = c->input(0);
+    const TfgenWinogradShape shape = KernelShape(kernel.dim_size(2), kernel.dim_size(3));
+    Tensor* transformed = nullptr;
+    OP_REQUIRES_OK(c, c->allocate_output(0, TensorShape({tfgen_winograd_kernel_size(&shape)}), &transformed));
+    const float* taps = kernel.flat<float>().data();
+    float* points = transformed->flat<float>().data();
+    const int64_t units = tfgen_winograd_kernel_units(&shape);
+    Share(c, units, kKernelCycles * shape.inputs * (shape.outputs / units + 1), [&](int64_t first, int64_t last) {
+      tfgen_winograd_transform_kernel_cpu(&shape, taps, false, points, first, last);
+    });
+  }
+};
+
+template <Kind kind>
+class PreparedConvolutionOp : public OpKernel {
+ public:
+  using OpKernel::OpKernel;
+  void Compute(OpKernelContext* c) override {
+    OP_REQUIRES_OK(c, CheckPrepared(SizesOf("x", c, 0), SizesOf("points", c, 1), SizesOf("bias", c, 2)));
+    const Tensor &x = c->input(0), &points = c->input(1), &bias = c->input(2);
+    const TfgenWinogradShape shape = ShapeOf(kind, x, bias.dim_size(0), 3, 3);
+    const int64_t size = tfgen_winograd_kernel_size(&shape);
+    OP_REQUIRES(c, points.NumElements() == size,
+                InvalidArgument("points must be a kernel transformed for ", shape.inputs, " to ", shape.outputs,
+                                " channels, ", size, " numbers, found ", points.NumElements()));
+    Convolve(c, kind, shape, x, points.flat<float>().data(), true, [](int64_t, int64_t) {}, bias.flat<float>().data());
   }
 };
 
@@ -128,7 +195,7 @@ class ImagesGradientOp : public OpKernel {
   using OpKernel::OpKernel;
   void Compute(OpKernelContext* c) override {
     OP_REQUIRES_OK(c, CheckImagesGradient(family, SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
-    Convolve(c, c->input(1), c->input(0), true, nullptr);
+    ConvolveAndTransform(c, Kind::kImagesGradient, c->input(1), c->input(0), nullptr);
   }
 };
 
@@ -210,6 +277,41 @@ Status ForwardShape(InferenceContext* c) {
   return SetImages(c, 0, Dimension(c, 1, 3));
 }
 
+Status Enlarge(InferenceContext* c) {
+  ShapeHandle shape = c->output(0);
+  for (int side = 1; side < 3; ++side) {
+    DimensionHandle twice;
+    TF_RETURN_IF_ERROR(c->Multiply(c->Dim(shape, side), 2, &twice));
+    TF_RETURN_IF_ERROR(c->ReplaceDim(shape, side, twice, &shape));
+  }
+  c->set_output(0, shape);
+  return OkStatus();
+}
+
+Status EnlargedShape(InferenceContext* c) {
+  TF_RETURN_IF_ERROR(ForwardShape<kSquare>(c));
+  return Enlarge(c);
+}
+
+Status TransformedKernelShape(InferenceContext* c) {
+  TF_RETURN_IF_ERROR(CheckSides(kSquare, SizesOf("kernel", c, 0)));
+  const DimensionHandle inputs = Dimension(c, 0, 2), outputs = Dimension(c, 0, 3);
+  if (!c->ValueKnown(inputs) || !c->ValueKnown(outputs)) {
+    c->set_output(0, c->Vector(c->UnknownDim()));
+    return OkStatus();
+  }
+  const TfgenWinogradShape shape = KernelShape(c->Value(inputs), c->Value(outputs));
+  c->set_output(0, c->Vector(tfgen_winograd_kernel_size(&shape)));
+  return OkStatus();
+}
+
+template <Kind kind>
+Status PreparedShape(InferenceContext* c) {
+  TF_RETURN_IF_ERROR(CheckPrepared(SizesOf("x", c, 0), SizesOf("points", c, 1), SizesOf("bias", c, 2)));
+  TF_RETURN_IF_ERROR(SetImages(c, 0, Dimension(c, 2, 0)));
+  return kind == Kind::kEnlarged ? Enlarge(c) : OkStatus();
+}
+
 template <const Family& family>
 Status ImagesGradientShape(InferenceContext* c) {
   TF_RETURN_IF_ERROR(CheckImagesGradient(family, SizesOf("kernel", c, 0), SizesOf("dy", c, 1)));
@@ -233,6 +335,32 @@ REGISTER_OP("TfgenConvolution3x3")
     .Input("bias: float")
     .Output("y: float")
     .SetShapeFn(ForwardShape<kSquare>);
+
+REGISTER_OP("TfgenEnlargedConvolution3x3")
+    .Input("x: float")
+    .Input("kernel: float")
+    .Input("bias: float")
+    .Output("y: float")
+    .SetShapeFn(EnlargedShape);
+
+REGISTER_OP("TfgenConvolution3x3TransformKernel")
+    .Input("kernel: float")
+    .Output("points: float")
+    .SetShapeFn(TransformedKernelShape);
+
+REGISTER_OP("TfgenPreparedConvolution3x3")
+    .Input("x: float")
+    .Input("points: float")
+    .Input("bias: float")
+    .Output("y: float")
+    .SetShapeFn(PreparedShape<Kind::kForward>);
+
+REGISTER_OP("TfgenPreparedEnlargedConvolution3x3")
+    .Input("x: float")
+    .Input("points: float")
+    .Input("bias: float")
+    .Output("y: float")
+    .SetShapeFn(PreparedShape<Kind::kEnlarged>);
 
 REGISTER_OP("TfgenConvolution3x3ImagesGrad")
     .Input("kernel: float")
@@ -266,15 +394,23 @@ REGISTER_OP("TfgenCausalConvolutionKernelGrad")
     .Attr("kernel_width: int")
     .SetShapeFn(KernelGradientShape<kCausal>);
 
+using ForwardOp = ConvolutionOp<kSquare, Kind::kForward>;
+using EnlargedOp = ConvolutionOp<kSquare, Kind::kEnlarged>;
+using CausalOp = ConvolutionOp<kCausal, Kind::kForward>;
+
 // For the CPU, and refused within XLA.
 #define TFGEN_REGISTER(name, kernel)                                          \
   REGISTER_KERNEL_BUILDER(Name(name).Device(tensorflow::DEVICE_CPU), kernel); \
   REGISTER_KERNEL_BUILDER(Name(name).Device("XLA_CPU_JIT"), RefuseXlaConvolutionOp)
 
-TFGEN_REGISTER("TfgenConvolution3x3", ConvolutionOp<kSquare>);
+TFGEN_REGISTER("TfgenConvolution3x3", ForwardOp);
+TFGEN_REGISTER("TfgenEnlargedConvolution3x3", EnlargedOp);
+TFGEN_REGISTER("TfgenConvolution3x3TransformKernel", TransformKernelOp);
+TFGEN_REGISTER("TfgenPreparedConvolution3x3", PreparedConvolutionOp<Kind::kForward>);
+TFGEN_REGISTER("TfgenPreparedEnlargedConvolution3x3", PreparedConvolutionOp<Kind::kEnlarged>);
 TFGEN_REGISTER("TfgenConvolution3x3ImagesGrad", ImagesGradientOp<kSquare>);
 TFGEN_REGISTER("TfgenConvolution3x3KernelGrad", KernelGradientOp<kSquare>);
-TFGEN_REGISTER("TfgenCausalConvolution", ConvolutionOp<kCausal>);
+TFGEN_REGISTER("TfgenCausalConvolution", CausalOp);
 TFGEN_REGISTER("TfgenCausalConvolutionImagesGrad", ImagesGradientOp<kCausal>);
 TFGEN_REGISTER("TfgenCausalConvolutionKernelGrad", KernelGradientOp<kCausal>);
 

@@ -189,6 +189,7 @@ class WinogradConvolution(ctypes.Structure):
         ("shape", WinogradShape),
         *((name, ctypes.c_void_p) for name in ("x", "kernel", "bias", "y")),
         ("reversed", ctypes.c_int32),
+        ("enlarged", ctypes.c_int32),
     )
 
 

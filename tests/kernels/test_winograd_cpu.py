@@ -70,19 +70,22 @@ def convolve(
     reverse: bool = False,
     size: int = 1 << 40,
     by_kernel: bool = False,
+    enlarge: bool = False,
 ) -> np.ndarray:
     """The convolution, its work in pieces of `size` units; `by_kernel`: of units of the kernel and not tiles."""
     outputs = kernel.shape[2 if reverse else 3]
-    shape = build.WinogradShape(*x.shape, outputs, *kernel.shape[:2])
+    batch, height, width, inputs = x.shape
+    scale = 2 if enlarge else 1
+    shape = build.WinogradShape(batch, scale * height, scale * width, inputs, outputs, *kernel.shape[:2])
     transformed = Guarded(kernels.tfgen_winograd_kernel_size(shape))
-    y = Guarded(*x.shape[:3], outputs)
+    y = Guarded(batch, scale * height, scale * width, outputs)
     for piece in pieces(kernels.tfgen_winograd_kernel_units(shape), size):
         kernels.tfgen_winograd_transform_kernel_cpu(
             shape, kernel.ctypes.data, reverse, transformed.array.ctypes.data, *piece
         )
     at_bias = None if bias is None else bias.ctypes.data
     arguments = build.WinogradConvolution(
-        shape, x.ctypes.data, transformed.array.ctypes.data, at_bias, y.array.ctypes.data, reverse
+        shape, x.ctypes.data, transformed.array.ctypes.data, at_bias, y.array.ctypes.data, reverse, enlarge
     )
     if by_kernel:
         for piece in pieces(kernels.tfgen_winograd_kernel_units(shape), size):
@@ -230,6 +233,22 @@ def test_chunks_do_not_change_a_bit(kernels, rng):
     check_chunks(kernels, rng)
 
 
+def check_enlarged(kernels: ctypes.CDLL, rng: np.random.Generator) -> None:
+    for shape in SHAPES:
+        x, kernel, bias, _ = drawn(rng, shape)
+        twice = x.repeat(2, axis=1).repeat(2, axis=2)
+        expected = convolve(kernels, twice, kernel, bias)
+        np.testing.assert_array_equal(convolve(kernels, x, kernel, bias, enlarge=True), expected)
+        for by_kernel in (False, True):
+            found = convolve(kernels, x, kernel, bias, size=3, by_kernel=by_kernel, enlarge=True)
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_enlarged_images(kernels, rng):
+    """What is left out would have added zero: not a bit changes."""
+    check_enlarged(kernels, rng)
+
+
 def test_small_images_are_shared_by_the_kernel(kernels):
     def shared(*shape: int, threads: int) -> bool:
         return bool(kernels.tfgen_winograd_by_kernel(build.WinogradShape(*shape, 3, 3), threads))
@@ -275,6 +294,17 @@ def test_what_is_not_finite_stays_near(kernels, rng, taps):
     assert not changed[0, :, 6:].any()
 
 
+def test_what_is_not_finite_stays_near_when_images_are_enlarged(kernels, rng):
+    x, kernel, bias, _ = drawn(rng, (2, 6, 6, 9, 20))
+    clean = convolve(kernels, x, kernel, bias, enlarge=True)
+    x[0, 2, 2, 4] = np.nan
+    found = convolve(kernels, x, kernel, bias, enlarge=True)
+    read = np.zeros(found.shape, bool)
+    read[0, 3:7, 3:7] = True
+    np.testing.assert_array_equal(np.isnan(found), read)
+    np.testing.assert_array_equal(found[~read], clean[~read])
+
+
 @pytest.mark.parametrize("taps", TAPS[1:], ids=str)
 def test_what_a_result_does_not_read_changes_its_last_bits_at_most(kernels, rng, taps):
     """Pixels below, and for two columns right of it, cancel but for rounding."""
@@ -303,6 +333,7 @@ def main() -> None:
         check(kernels, np.random.default_rng(seed), shape, taps)
     check_cuts(kernels, np.random.default_rng(SEED))
     check_chunks(kernels, np.random.default_rng(SEED))
+    check_enlarged(kernels, np.random.default_rng(SEED))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -20,6 +21,9 @@ from tfgen.ops.convolution import (
     causal_convolution_reference,
     convolution_3x3,
     convolution_3x3_reference,
+    enlarged,
+    enlarged_convolution_3x3,
+    prepared_kernel,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +152,124 @@ def test_repeated_and_alone(taps):
         alone = value_and_gradients(form, x[index : index + 1], kernel, bias, upstream[index : index + 1])
         for which in (0, 1):  # y and dx
             np.testing.assert_array_equal(alone[which][0], first[which][index])
+
+
+def in_two_steps(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    return convolution_3x3(enlarged(x), kernel, bias)
+
+
+@FORMS
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution_of_enlarged_images(every_shape, form, shape):
+    """Bits of the two steps."""
+    batch, height, width, inputs, outputs = shape
+    x, kernel, bias, _ = drawn(shape)
+    upstream = drawn((batch, 2 * height, 2 * width, inputs, outputs))[3]
+    with library.plain_tensorflow() if form == "plain" else contextlib.nullcontext():
+        found = value_and_gradients(enlarged_convolution_3x3, x, kernel, bias, upstream)
+        expected = value_and_gradients(in_two_steps, x, kernel, bias, upstream)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(enlarged(x), x.numpy().repeat(2, axis=1).repeat(2, axis=2))
+    assert found[1].shape == x.shape
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=1e-5)  # four sums in another order
+    for ours, theirs in zip(found[2:], expected[2:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_kernels
+def test_which_form_runs_for_enlarged_images():
+    compiled = "TfgenEnlargedConvolution3x3"
+    assert compiled in operations(enlarged_convolution_3x3, *layer((3, 3)))
+    assert compiled in operations(enlarged_convolution_3x3, *layer((3, 3), batch=None, height=2))
+    for other in ({"height": 1}, {"inputs": 15}):
+        assert compiled not in operations(enlarged_convolution_3x3, *layer((3, 3), **other))
+    with library.plain_tensorflow():
+        assert compiled not in operations(enlarged_convolution_3x3, *layer((3, 3)))
+
+
+@needs_kernels
+def test_arguments_that_do_not_fit_enlarged_images():
+    run = library.loaded().operations.tfgen_enlarged_convolution3x3
+    x, kernel, bias, _ = drawn(LAYER)
+    assert run(x, kernel, bias).shape == (2, 16, 16, 32)
+    assert run(x[:0], kernel, bias).shape == (0, 16, 16, 32)
+    for bad, arguments in (
+        (r"kernel must be \[3, 3, inputs, outputs\], found \[3, 1, 24, 32\]", (x, kernel[:, :1], bias)),
+        (r"the number of input channels must be 23 in x, found \[2, 8, 8, 24\]", (x, kernel[:, :, :23], bias)),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=bad):
+            run(*arguments)
+    with pytest.raises(ValueError, match=r"expected a kernel of shape \[3, 3, in, out\], found \(1, 1, 24, 32\)"):
+        enlarged_convolution_3x3(x, kernel[:1, :1], bias)
+    traced = tf.function(
+        run, input_signature=[tf.TensorSpec([None, None, 8, 24]), tf.TensorSpec(None), tf.TensorSpec([None])]
+    )
+    assert traced.get_concrete_function().output_shapes.as_list() == [None, None, 16, None]
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_prepared_kernels(every_shape, shape):
+    """The same bits, and no gradients rather than wrong ones."""
+    x, kernel, bias, _ = drawn(shape)
+    prepared = prepared_kernel(kernel)
+    assert np.isfinite(prepared).all()
+    for form in (convolution_3x3, enlarged_convolution_3x3):
+        np.testing.assert_array_equal(form(x, kernel, bias, prepared), form(x, kernel, bias))
+        assert np.abs(form(x, kernel, bias, 2 * prepared) - form(x, kernel, bias)).max() > 1e-3
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = form(x, kernel, bias, prepared)
+        with pytest.raises(LookupError, match="Prepared"):
+            tape.gradient(y, x)
+
+
+@needs_kernels
+def test_which_kernels_are_prepared(monkeypatch):
+    x, kernel, bias, _ = drawn(LAYER)
+    prepared = prepared_kernel(kernel)
+    assert prepared is not None
+    assert prepared_kernel(kernel[..., :15]) is None
+    assert prepared_kernel(tf.cast(kernel, tf.float16)) is None
+    with pytest.raises(ValueError, match=r"expected a kernel of shape \[3, 3, in, out\]"):
+        prepared_kernel(kernel[:2])
+    tiny = x[:, :3]  # TensorFlow's convolution reads the kernel itself
+    np.testing.assert_array_equal(convolution_3x3(tiny, kernel, bias, prepared), convolution_3x3(tiny, kernel, bias))
+    monkeypatch.setattr(library, "gpu_visible", lambda: True)
+    assert prepared_kernel(kernel) is None
+    monkeypatch.undo()
+    with library.plain_tensorflow():
+        assert prepared_kernel(kernel) is None
+        expected = convolution_3x3(x, kernel, bias)
+        np.testing.assert_array_equal(convolution_3x3(x, kernel, bias, prepared), expected)
+
+
+@needs_kernels
+def test_arguments_that_do_not_fit_prepared_kernels():
+    run = library.loaded().operations
+    x, kernel, bias, _ = drawn(LAYER)
+    points = prepared_kernel(kernel)
+    for form, side in ((run.tfgen_prepared_convolution3x3, 8), (run.tfgen_prepared_enlarged_convolution3x3, 16)):
+        assert form(x, points, bias).shape == (2, side, side, 32)
+        for bad, arguments in (
+            (
+                r"points must be a kernel transformed for 24 to 32 channels, \d+ numbers, found \d+",
+                (x, points[1:], bias),
+            ),
+            (r"points must be a kernel transformed for 23 to 32 channels", (x[..., :23], points, bias)),
+            (r"points must have rank 1", (x, kernel, bias)),
+            (r"there are no channels in x, \[2, 8, 8, 0\], or bias", (x[..., :0], points, bias)),
+        ):
+            with pytest.raises(tf.errors.InvalidArgumentError, match=bad):
+                form(*arguments)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"kernel must be \[3, 3, inputs, outputs\]"):
+        run.tfgen_convolution3x3_transform_kernel(kernel[:2])
+    specs = [tf.TensorSpec([None, None, None, 24]), tf.TensorSpec(None), tf.TensorSpec([32])]
+    traced = tf.function(run.tfgen_prepared_convolution3x3, input_signature=specs, autograph=False)
+    assert traced.get_concrete_function().output_shapes.as_list() == [None, None, None, 32]
+    transform = tf.function(run.tfgen_convolution3x3_transform_kernel, autograph=False)
+    assert transform.get_concrete_function(kernel).output_shapes == points.shape
+    assert transform.get_concrete_function(tf.TensorSpec(None)).output_shapes.as_list() == [None]
 
 
 @needs_kernels

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfgen.ops import library
 from tfgen.ops.gelu import gelu
-from tfgen.ops.traced import traced_once
+from tfgen.ops.traced import spelled_out, traced_once
 
 
 class Counted:
@@ -45,6 +45,24 @@ def test_it_keeps_name_and_description():
     assert (square.__name__, square.__doc__) == ("square", "x^2.")
     assert square.__wrapped__(3) == 9
     assert float(square(tf.constant(3.0))) == 9
+
+
+def test_spelled_out_there_are_no_functions(counted):
+    x, weights = arguments()
+
+    @tf.function(autograph=False)
+    def calls(x, weights):
+        return counted.shared(x, weights, 1)
+
+    with spelled_out():
+        inside = calls.get_concrete_function(x, weights)
+        np.testing.assert_array_equal(inside(x, *weights)[0], calls(x, weights)[0])
+    operations = [{node.op for node in function.graph.as_graph_def().node} for function in (
+        inside, tf.function(counted.shared, autograph=False).get_concrete_function(x, weights, 1)
+    )]  # fmt: skip
+    assert "Tanh" in operations[0]
+    assert "PartitionedCall" not in operations[0]
+    assert "Tanh" not in operations[1]
 
 
 def test_one_trace_for_each_shape_and_value(counted):

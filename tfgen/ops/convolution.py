@@ -14,7 +14,7 @@ LEAST_CHANNELS = 16  # of the images and of the results
 LEAST_SIDE = 4
 
 
-def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, prepared: tf.Tensor | None = None) -> tf.Tensor:
     """Convolution of stride 1 with one zero of padding on all sides, plus bias.
 
     The compiled operation and its gradients use Winograd's F(2x2, 3x3) (Lavin & Gray, arXiv:1509.09308, section 4.1),
@@ -31,27 +31,90 @@ def convolution_3x3(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tens
       x: [B, H, W, in], floating point; any sides, even or odd.
       kernel: [3, 3, in, out], the dtype of `x`.
       bias: [out], the dtype of `x`.
+      prepared: `prepared_kernel(kernel)`, if that is at hand, which the compiled operation then need not make.
 
     Returns:
-      [B, H, W, out], the dtype of `x`. Differentiable any number of times.
+      [B, H, W, out], the dtype of `x`. Differentiable any number of times without `prepared`, and not with it.
 
     Raises:
       ValueError: a kernel that is not 3x3, or arguments that do not fit together (while a graph is built).
       tf.errors.InvalidArgumentError: the same, where it shows only when the graph runs.
     """
-    if kernel.shape.rank != 4 or kernel.shape[:2] != (3, 3):
-        raise ValueError(f"expected a kernel of shape [3, 3, in, out], found {kernel.shape}; use tf.nn.conv2d")
+    _require_3x3(kernel)
     obstacle = _obstacle(x, kernel)
     if obstacle:
         library.log_once(logging.INFO, f"3x3 convolution in plain TensorFlow: {obstacle}")
         return convolution_3x3_reference(x, kernel, bias)
     library.log_once(logging.INFO, "3x3 convolutions: compiled operation for the CPU")
+    if prepared is not None:
+        return library.loaded().operations.tfgen_prepared_convolution3x3(x, prepared, bias)
     return library.loaded().operations.tfgen_convolution3x3(x, kernel, bias)
 
 
 def convolution_3x3_reference(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """`convolution_3x3` in plain TensorFlow."""
     return tf.nn.bias_add(tf.nn.conv2d(x, kernel, strides=1, padding="SAME"), bias)
+
+
+def enlarged_convolution_3x3(
+    x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, prepared: tf.Tensor | None = None
+) -> tf.Tensor:
+    """`convolution_3x3(enlarged(x), kernel, bias)`: every pixel twice along both sides, then the convolution.
+
+    The compiled operation reads the small images. Of the 16 products behind 2x2 results 7 are by differences of equal
+    pixels, and are left out. Results are those of the two calls to the bit, for finite arguments; an infinite or NaN
+    pixel reaches the results that read it and no others.
+
+    Which form runs is decided as in `convolution_3x3`, by the sides of the result.
+
+    Args:
+      x: [B, H, W, in], floating point.
+      kernel: [3, 3, in, out], the dtype of `x`.
+      bias: [out], the dtype of `x`.
+      prepared: as for `convolution_3x3`.
+
+    Returns:
+      [B, 2 H, 2 W, out], the dtype of `x`. Differentiable any number of times without `prepared`, and not with it.
+
+    Raises:
+      ValueError: a kernel that is not 3x3, or arguments that do not fit together (while a graph is built).
+      tf.errors.InvalidArgumentError: the same, where it shows only when the graph runs.
+    """
+    _require_3x3(kernel)
+    if _obstacle(x, kernel, scale=2):
+        return convolution_3x3(enlarged(x), kernel, bias)
+    if prepared is not None:
+        return library.loaded().operations.tfgen_prepared_enlarged_convolution3x3(x, prepared, bias)
+    return library.loaded().operations.tfgen_enlarged_convolution3x3(x, kernel, bias)
+
+
+def prepared_kernel(kernel: tf.Tensor) -> tf.Tensor | None:
+    """A kernel as the compiled 3x3 convolutions need it, for many of them with the same weights.
+
+    It is a function of the weights, and the caller's to make again when these change.
+
+    Args:
+      kernel: [3, 3, in, out].
+
+    Returns:
+      float32 [n], in an order that is this machine's own, n about 16 in out; None where no convolution with this kernel
+      would be compiled, whatever the sides of the images.
+
+    Raises:
+      ValueError: a kernel that is not 3x3.
+    """
+    _require_3x3(kernel)
+    if _obstacle_of_kernel(kernel):
+        return None
+    return library.loaded().operations.tfgen_convolution3x3_transform_kernel(kernel)
+
+
+def enlarged(x: tf.Tensor) -> tf.Tensor:
+    """Every pixel twice along both sides: [B, H, W, C] -> [B, 2 H, 2 W, C]. H, W and C are static."""
+    _, height, width, channels = x.shape
+    wide = tf.stack([x, x], axis=3)  # [B, H, W, 2, C]
+    rows = tf.reshape(wide, [-1, height, 1, 2 * width * channels])
+    return tf.reshape(tf.concat([rows, rows], axis=2), [-1, 2 * height, 2 * width, channels])
 
 
 def causal_convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
@@ -104,21 +167,40 @@ def causal_convolution_reference(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tenso
     return tf.nn.bias_add(tf.nn.conv2d(padded, kernel, strides=1, padding="VALID"), bias)
 
 
-def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
-    """Why a convolution is TensorFlow's; empty if it is compiled. The one place that decides."""
-    if library.load() is None:
-        return "the kernels are not built, or not to be used"
+def _require_3x3(kernel: tf.Tensor) -> None:
+    if kernel.shape.rank != 4 or kernel.shape[:2] != (3, 3):
+        raise ValueError(f"expected a kernel of shape [3, 3, in, out], found {kernel.shape}; use tf.nn.conv2d")
+
+
+def _obstacle(x: tf.Tensor, kernel: tf.Tensor, scale: int = 1) -> str:
+    """Why a convolution is TensorFlow's; empty if it is compiled. The one place that decides.
+
+    Args:
+      scale: how many times as large as `x` the convolved images are, along both sides.
+    """
     if x.dtype != tf.float32:
         return f"the compiled operation takes float32, found {x.dtype.name}"
+    _, height, width, _ = x.shape
+    if None in (height, width):
+        return f"sides must be known, found {x.shape}"
+    if scale * min(height, width) < LEAST_SIDE:
+        return f"{scale * height} x {scale * width} pixels; the compiled operation is faster from {LEAST_SIDE} on"
+    return _obstacle_of_kernel(kernel)
+
+
+def _obstacle_of_kernel(kernel: tf.Tensor) -> str:
+    """The same for convolutions of images of any size."""
+    if library.load() is None:
+        return "the kernels are not built, or not to be used"
+    if kernel.dtype != tf.float32:
+        return f"the compiled operation takes float32, found {kernel.dtype.name}"
     if library.gpu_visible():
         return "the compiled operation is for the CPU, and there is a GPU"
-    _, height, width, inputs = x.shape
-    outputs = kernel.shape[3]
-    if None in (height, width, inputs, outputs):
-        return f"sides and channels must be known, found {x.shape} and {kernel.shape}"
-    if min(inputs, outputs) < LEAST_CHANNELS or min(height, width) < LEAST_SIDE:
-        found = f"{height} x {width} pixels, {inputs} to {outputs} channels"
-        return f"{found}; the compiled operation is faster from {LEAST_SIDE} pixels and {LEAST_CHANNELS} channels on"
+    inputs, outputs = kernel.shape[2:]
+    if None in (inputs, outputs):
+        return f"channels must be known, found {kernel.shape}"
+    if min(inputs, outputs) < LEAST_CHANNELS:
+        return f"{inputs} to {outputs} channels; the compiled operation is faster from {LEAST_CHANNELS} on"
     return ""
 
 
@@ -130,6 +212,15 @@ def _obstacle(x: tf.Tensor, kernel: tf.Tensor) -> str:
 def _gradient(operation: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     x, kernel, _ = operation.inputs
     return _images_gradient(kernel, dy), _kernel_gradient(x, dy), tf.raw_ops.BiasAddGrad(out_backprop=dy)
+
+
+@tf.RegisterGradient("TfgenEnlargedConvolution3x3")
+def _enlarged_gradient(operation: tf.Operation, dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    x, kernel, _ = operation.inputs
+    _, height, width, channels = x.shape
+    of_enlarged = tf.reshape(_images_gradient(kernel, dy), [-1, height, 2, width, 2, channels])
+    dx = tf.reduce_sum(of_enlarged, axis=[2, 4])
+    return dx, _kernel_gradient(enlarged(x), dy), tf.raw_ops.BiasAddGrad(out_backprop=dy)
 
 
 @tf.RegisterGradient("TfgenConvolution3x3ImagesGrad")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import tensorflow as tf
@@ -13,12 +15,29 @@ from tfgen.ops import library
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+_spelled_out = contextvars.ContextVar("spelled_out", default=False)
+
+
+@contextlib.contextmanager
+def spelled_out() -> Iterator[None]:
+    """Within it functions of `traced_once` are plain functions, whose operations go into the graph that calls them.
+
+    A call of a function waits for another thread of TensorFlow's, some 50 microseconds: that is for networks which are
+    run many times and never differentiated. What counts is when a graph is traced, not when it runs.
+    """
+    token = _spelled_out.set(True)
+    try:
+        yield
+    finally:
+        _spelled_out.reset(token)
+
+
 def traced_once(function: Function) -> Function:
     """Decorator: the function becomes one operation of the graphs that call it.
 
     A deep network has hundreds of blocks in a dozen shapes. Called this way each shape is traced, differentiated and
     optimized once, and a block costs its caller's graph one operation: the first step begins minutes earlier than with
-    the blocks spelled out. A step takes the same time.
+    the blocks spelled out. A training step takes the same time.
 
     Args:
       function: takes tensors, lists of tensors, and hashable values of Python; returns tensors. It must not read
@@ -28,6 +47,8 @@ def traced_once(function: Function) -> Function:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
+        if _spelled_out.get():
+            return function(*arguments)
         # What is traced also depends on whether compiled operations may be used.
         key = (library.load() is None, *(_kind(argument) for argument in arguments))
         if key not in traces:

@@ -303,3 +303,13 @@ def test_guidance_extrapolates_the_mean_alone():
         guided(conditional, unconditional, 3.0, 3)
     with pytest.raises(ValueError, match=r"and \[2, 3, 3, 2\]"):
         guided(conditional, unconditional[..., :2], 3.0, 2)
+
+
+def test_no_noise_is_zero_noise_and_for_eta_0_alone():
+    ours, x = process(steps=20), normal()
+    t = tf.constant([0, 7])
+    prediction = ours.p_mean_variance(IMAGES.model(ours)(x, t), x, t, clip_denoised=True)
+    without = samplers.ddim_step(ours, prediction, x, t, None)
+    np.testing.assert_array_equal(without, samplers.ddim_step(ours, prediction, x, t, noise(0), 0.0))
+    with pytest.raises(ValueError, match=r"expected noise .* for eta 0.5, found None"):
+        samplers.ddim_step(ours, prediction, x, t, None, 0.5)

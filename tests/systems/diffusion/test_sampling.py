@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.systems.diffusion import small
 from tests.systems.diffusion.processes import GaussianImages
@@ -69,6 +70,32 @@ def test_samplers_differ(plain):
     np.testing.assert_array_equal(plain.sample(2, small.KEY, every), plain.sample(2, small.KEY, SampleOptions()))
 
 
+def test_samples_are_of_the_weights_as_they_are(plain):
+    """Also those that are kept in another form while samples are drawn, and in what was traced before."""
+    before = plain.sample(2, small.KEY, DDIM)
+    kernels = [v for v in plain.network.trainable_variables if v.shape[:2] == (3, 3) and min(v.shape[2:]) >= 16]
+    values = [kernel.numpy() for kernel in kernels]
+    for kernel in kernels:
+        kernel.assign(kernel * 1.5)
+    after = plain.sample(2, small.KEY, DDIM)
+    for kernel, value in zip(kernels, values, strict=True):
+        kernel.assign(value)
+    assert (after != before).mean() > 0.1
+    np.testing.assert_array_equal(plain.sample(2, small.KEY, DDIM), before)
+
+
+def test_parts_of_a_batch_are_put_together_in_order(labelled):
+    """Of odd and even sizes: each row is what it is alone, under its own step and label."""
+    sampler = labelled._sampler
+    for count in (1, 2, 5):
+        x = tf.random.stateless_normal([count, 8, 8, 3], [0, 1])
+        times, labels = tf.range(count, dtype=tf.float32) * 3, tf.range(count) % 3
+        together = sampler._compiled(x, times, labels, None, sampler._prepared())
+        expected = labelled.network(x, times, labels=labels)
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(together, expected, atol=1e-5)
+
+
 def test_a_run_of_some_steps_is_sampled_with_them():
     system = small.system(timestep_respacing="5,3")
     assert system.process.steps == 8
@@ -83,7 +110,7 @@ def test_a_run_of_some_steps_is_sampled_with_them():
 def test_reconstructions_are_about_the_originals():
     """With the best network of independent normal pixels."""
     system, gaussian = small.system(diffusion_steps=100), GaussianImages()
-    system._sampler.model = lambda process, conditions, guidance_scale: gaussian.model(process)
+    system._sampler.model = lambda process, conditions, guidance_scale, prepared: gaussian.model(process)
     options = SampleOptions(sampler="ddim", reconstruct=True, sample_batch=2)
     np.testing.assert_array_equal(system.images_wanted(3, 2, options), [3, 4])
     originals = small.images(2)

@@ -39,9 +39,9 @@ def given(system, monkeypatch) -> list[np.ndarray]:
     """The small images and labels that the network is given from now on."""
     network, seen = system._sampler._compiled, []
 
-    def watched(x, timesteps, labels, low_res):
+    def watched(x, timesteps, labels, low_res, prepared):
         seen.append((labels, low_res.numpy()))
-        return network(x, timesteps, labels, low_res)
+        return network(x, timesteps, labels, low_res, prepared)
 
     monkeypatch.setattr(system._sampler, "_compiled", watched)
     return seen

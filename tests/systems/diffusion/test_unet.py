@@ -103,9 +103,7 @@ def test_convolution_of_stride_2_pads_all_sides(sides):
 
 def test_enlarged_and_halved():
     x = normal(2, 3, 2, 4)
-    enlarged = unet.enlarged(tf.constant(x))
-    np.testing.assert_array_equal(enlarged, x.repeat(2, axis=1).repeat(2, axis=2))
-    np.testing.assert_allclose(unet.halved(enlarged), x, atol=1e-6)
+    np.testing.assert_allclose(unet.halved(unet.enlarged(tf.constant(x))), x, atol=1e-6)
 
 
 def silu(x: np.ndarray) -> np.ndarray:
@@ -140,7 +138,7 @@ def test_residual_block(scale_shift):
     weights = [scale1, shift1, kernels[0], biases[0], projection, biases[1], scale2, shift2, kernels[1], biases[2]]
     found = unet.residual_block(
         tf.constant(x), tf.constant(embedding), [tf.constant(weight) for weight in weights],
-        [tf.constant(skip[None, None]), tf.constant(biases[3])], [], 0.0, scale_shift,
+        [tf.constant(skip[None, None]), tf.constant(biases[3])], [], [], 0.0, scale_shift,
     )  # fmt: skip
     np.testing.assert_allclose(found[:, 0, 0], expected, atol=1e-4 * np.abs(expected).max())
 
@@ -167,9 +165,27 @@ def test_skip_connections_are_taken_newest_first():
     for index, block in enumerate(network.output_blocks):
         state = tf.concat([state, outputs[f"input_{3 - index}"]], axis=3)
         for layer in block:
-            state = layer(state, embedding, None, False)
+            state = layer(state, embedding, None, False, {})
         np.testing.assert_allclose(state, outputs[f"output_{index}"], atol=1e-5)
     np.testing.assert_allclose(network.head(state), network(x, tf.constant([7])), atol=1e-5)
+
+
+@pytest.mark.skipif(library.load() is None, reason="the kernels are not built")
+def test_prepared_kernels_change_no_bit():
+    """Of all 3x3 convolutions of stride 1 between wide features, but for the first and the last layer's."""
+    network, x, timesteps = trained(SMALL), normal(2, 8, 8, 3), tf.constant([7, 900])
+    prepared = network.prepared_kernels()
+    kernels = {layer.name: layer.kernel for layer in network.submodules if isinstance(layer, unet.Affine)}
+    square = {name for name, kernel in kernels.items() if kernel.shape[:2] == (3, 3)}
+    assert square - set(prepared) == {"input_blocks_0_0", "input_blocks_2_0_op", "out_2"}
+    plain = network(x, timesteps)
+    np.testing.assert_array_equal(network(x, timesteps, prepared=prepared), plain)
+    for name in prepared:  # each is used
+        changed = network(x, timesteps, prepared={**prepared, name: prepared[name][::-1]})
+        assert np.abs(changed - plain).max() > 1e-3, name
+    with library.plain_tensorflow():
+        assert network.prepared_kernels() == {}
+    assert trained(dataclasses.replace(SMALL, dtype="bfloat16")).prepared_kernels() == {}
 
 
 def test_timestep_label_and_low_resolution_image_matter():
@@ -300,7 +316,7 @@ def test_recomputation_keeps_less():
         def block(x, embedding):
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                y = layer(x, embedding, None, shape.recompute)
+                y = layer(x, embedding, None, shape.recompute, {})
             return tape.gradient(y, x)
 
         graph = block.get_concrete_function(tf.TensorSpec([2, 4, 4, 64]), tf.TensorSpec([2, 128])).graph

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -31,7 +31,7 @@ class SamplerFunction(Protocol):
 
     Args:
       process: decides the steps.
-      x: where to start: standard normal noise, for `reverse_ddim` images in [-1, 1].
+      x: where to start: standard normal noise, for `reverse_ddim` images in [-1, 1]. Its shape is static.
       noise: asked once in each step by the samplers that need it, also in the last one, where it counts for nothing;
         by `ddim` only if eta is not 0.
       clip_denoised: clips predictions of x_0 to [-1, 1].
@@ -63,7 +63,6 @@ class SamplerFunction(Protocol):
 # Ancestral sampling ------------------------------------------------------------------------------------------
 
 
-@tf.function(autograph=False)
 def ancestral_step(prediction: Prediction, t: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """x_(t-1) drawn from the predicted distribution; its mean at t = 0. Ho et al. (2020), algorithm 2.
 
@@ -80,18 +79,21 @@ def ancestral(process, model, x, noise, *, clip_denoised=True, denoised_fn=None,
     _require_no_eta("ancestral", eta)
     for done, step in enumerate(reversed(range(process.steps))):
         t = _everywhere(step, x)
-        prediction = _predicted(process, model(x, t), x, t, clip_denoised, denoised_fn)
-        x = ancestral_step(prediction, t, noise(done))
-        _report(callback, done, process, x, prediction)
+        output, drawn = model(x, t), noise(done)
+        x, pred_xstart = _advanced(_ancestral, process, output, x, t, clip_denoised, denoised_fn, drawn)
+        _report(callback, done, process, x, pred_xstart)
     return x
+
+
+def _ancestral(process: Process, prediction: Prediction, x: tf.Tensor, t: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    return ancestral_step(prediction, t, noise)
 
 
 # DDIM --------------------------------------------------------------------------------------------------------
 
 
-@tf.function(autograph=False)
 def ddim_step(
-    process: Process, prediction: Prediction, x: tf.Tensor, t: tf.Tensor, noise: tf.Tensor, eta: float = 0.0
+    process: Process, prediction: Prediction, x: tf.Tensor, t: tf.Tensor, noise: tf.Tensor | None, eta: float = 0.0
 ) -> tf.Tensor:
     """x_(t-1) from x_t: Song et al. (2021), DDIM, equations 12 and 16.
 
@@ -99,29 +101,34 @@ def ddim_step(
       prediction: of `Process.p_mean_variance` for x; its x_0 alone counts, whatever the network predicts.
       x: x_t.
       t: int [B].
-      noise: standard normal [B, H, W, C].
+      noise: standard normal [B, H, W, C]; None for none, if eta is 0.
       eta: 0 adds no noise; 1 as much as the posterior variance, as `ancestral` does with a small fixed variance.
+
+    Raises:
+      ValueError: no noise, and an eta other than 0.
     """
+    if noise is None and eta != 0:
+        raise ValueError(f"expected noise [B, H, W, C] for eta {eta:g}, found None; pass standard normal numbers")
     eps = process.eps_from_xstart(x, t, prediction.pred_xstart)
     here = at(process.alphas_cumprod, t, x)
     there = at(process.alphas_cumprod_prev, t, x)
     sigma = eta * tf.sqrt((1 - there) / (1 - here)) * tf.sqrt(1 - here / there)
     # Rounding makes the difference slightly negative where eta is 1 and abar tiny: a root of it would be NaN.
     direction = tf.sqrt(tf.maximum(1 - there - tf.square(sigma), 0)) * eps
-    return prediction.pred_xstart * tf.sqrt(there) + direction + _not_first(t, x) * sigma * noise
+    mean = prediction.pred_xstart * tf.sqrt(there) + direction
+    return mean if noise is None else mean + _not_first(t, x) * sigma * noise
 
 
 def ddim(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=0.0, callback=None):
     """Song et al. (2021), DDIM."""
     for done, step in enumerate(reversed(range(process.steps))):
         t = _everywhere(step, x)
-        prediction = _predicted(process, model(x, t), x, t, clip_denoised, denoised_fn)
-        x = ddim_step(process, prediction, x, t, noise(done) if eta else tf.zeros_like(x), eta)
-        _report(callback, done, process, x, prediction)
+        output, drawn = model(x, t), noise(done) if eta else None
+        x, pred_xstart = _advanced(ddim_step, process, output, x, t, clip_denoised, denoised_fn, drawn, eta)
+        _report(callback, done, process, x, pred_xstart)
     return x
 
 
-@tf.function(autograph=False)
 def reverse_ddim_step(process: Process, prediction: Prediction, x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
     """x_(t+1) from x_t: DDIM, equation 14 in the other direction. The last step's result is the predicted noise."""
     eps = process.eps_from_xstart(x, t, prediction.pred_xstart)
@@ -135,9 +142,8 @@ def reverse_ddim(process, model, x, noise, *, clip_denoised=True, denoised_fn=No
     _require_no_eta("reverse_ddim", eta)
     for step in range(process.steps):
         t = _everywhere(step, x)
-        prediction = _predicted(process, model(x, t), x, t, clip_denoised, denoised_fn)
-        x = reverse_ddim_step(process, prediction, x, t)
-        _report(callback, step, process, x, prediction)
+        x, pred_xstart = _advanced(reverse_ddim_step, process, model(x, t), x, t, clip_denoised, denoised_fn)
+        _report(callback, step, process, x, pred_xstart)
     return x
 
 
@@ -171,7 +177,7 @@ def dpm_solver_pp_2m(process, model, x, noise, *, clip_denoised=True, denoised_f
                 data = _scaled(1 + half_ratio, pred_xstart) - _scaled(half_ratio, previous)
             x = _scaled(sigmas[step - 1] / sigmas[step], x) - _scaled(alphas[step - 1] * np.expm1(-h), data)
         previous = pred_xstart
-        _report(callback, done, process, x, prediction)
+        _report(callback, done, process, x, pred_xstart)
     return x
 
 
@@ -204,7 +210,7 @@ def heun(process, model, x, noise, *, clip_denoised=True, denoised_fn=None, eta=
             advance = angles[step - 1] - angles[step]
             there, _ = slope(x + _scaled(advance, here), step - 1)
             x += _scaled(advance / 2, here + there)
-        _report(callback, done, process, x, prediction)
+        _report(callback, done, process, x, prediction.pred_xstart)
     return x
 
 
@@ -264,9 +270,46 @@ def _predicted(
     return _compiled_prediction(process, output, x, t, clip)
 
 
+def _step(
+    rule: Callable[..., tf.Tensor],
+    process: Process,
+    output: tf.Tensor,
+    x: tf.Tensor,
+    t: tf.Tensor,
+    clip: bool,
+    denoised_fn: Transform | None,
+    *arguments: Any,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    prediction = process.p_mean_variance(output, x, t, clip, denoised_fn)
+    return rule(process, prediction, x, t, *arguments), prediction.pred_xstart
+
+
+_compiled_step = tf.function(_step, autograph=False)
+
+
+def _advanced(
+    rule: Callable[..., tf.Tensor],
+    process: Process,
+    output: tf.Tensor,
+    x: tf.Tensor,
+    t: tf.Tensor,
+    clip: bool,
+    denoised_fn: Transform | None,
+    *arguments: Any,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """x after a step, and the prediction of x_0 in it: compiled unless there is a function of the caller's in it.
+
+    Args:
+      rule: called with process, prediction, x, t and `arguments`.
+      output: of the network for x and t.
+    """
+    step = _compiled_step if denoised_fn is None else _step
+    return step(rule, process, output, x, t, clip, denoised_fn, *arguments)
+
+
 def _everywhere(step: int, x: tf.Tensor) -> tf.Tensor:
     """int32 [B]."""
-    return tf.fill([tf.shape(x)[0]], step)
+    return tf.constant(step, tf.int32, [x.shape[0]])
 
 
 def _not_first(t: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
@@ -279,9 +322,9 @@ def _scaled(factor: float, x: tf.Tensor) -> tf.Tensor:
     return tf.constant(factor, x.dtype) * x
 
 
-def _report(callback: Callback | None, done: int, process: Process, x: tf.Tensor, prediction: Prediction) -> None:
+def _report(callback: Callback | None, done: int, process: Process, x: tf.Tensor, pred_xstart: tf.Tensor) -> None:
     if callback is not None:
-        callback(done + 1, process.steps, x, prediction.pred_xstart)
+        callback(done + 1, process.steps, x, pred_xstart)
 
 
 def _require_no_eta(name: str, eta: float) -> None:

@@ -14,6 +14,8 @@ import tensorflow as tf
 
 from tfgen.data.pipeline import filled_up
 from tfgen.monitor import grids
+from tfgen.ops import library
+from tfgen.ops.traced import spelled_out
 from tfgen.randomness import Key
 from tfgen.settings import SettingsError, check_values, flag
 from tfgen.systems.base import SampleCallback
@@ -22,6 +24,7 @@ from tfgen.systems.diffusion.guidance import guided
 from tfgen.systems.diffusion.process import Process
 from tfgen.systems.diffusion.resizing import area, from_uint8, to_uint8
 from tfgen.systems.diffusion.samplers import SAMPLERS
+from tfgen.systems.diffusion.unet import Prepared
 
 if TYPE_CHECKING:
     from tfgen.systems.diffusion.system import ImprovedDiffusion
@@ -243,6 +246,8 @@ class Sampler:
         classes = None if classes is None else classes.astype(np.int32)  # as in training: one trace serves both
         size = min(options.sample_batch, count)
         batches = range(0, count, size)
+        # Weights do not change while samples are drawn, and are seen here as they are now.
+        prepared = self._prepared()
         parts = []
         for place, start in enumerate(batches):
             # A short last batch is drawn whole: one compiled network serves all.
@@ -257,7 +262,7 @@ class Sampler:
                     preview = functools.partial(_preview, pred_xstart) if place == 0 else None
                     callback(place * total + done, len(batches) * total, preview)
 
-            model = self.model(process, conditions, options.guidance_scale)
+            model = self.model(process, conditions, options.guidance_scale, prepared)
             noise = functools.partial(step_noise, stream, shape)
             if options.reconstruct:
                 originals = _rows(from_uint8(images), own, size)
@@ -277,26 +282,50 @@ class Sampler:
         return np.concatenate(parts)
 
     def model(
-        self, process: Process, conditions: Conditions, guidance_scale: float = 1.0
+        self,
+        process: Process,
+        conditions: Conditions,
+        guidance_scale: float = 1.0,
+        prepared: Prepared | None = None,
     ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-        """The network for samplers: x [B, S, S, 3] and steps of `process` [B] to its output [B, S, S, 3 or 6]."""
+        """The network for samplers: x [B, S, S, 3] and steps of `process` [B] to its output [B, S, S, 3 or 6].
+
+        Args:
+          prepared: `UNet.prepared_kernels()` of the weights, if they do not change as long as the model is used.
+        """
 
         def output(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
             times = tf.cast(process.network_timesteps(t), tf.float32)
-            conditional = self._compiled(x, times, conditions.labels, conditions.low_res)
+            conditional = self._compiled(x, times, conditions.labels, conditions.low_res, prepared)
             if guidance_scale == 1.0:
                 return conditional
             hidden = tf.fill(tf.shape(t), self._system.config.num_classes)
-            unconditional = self._compiled(x, times, hidden, conditions.low_res)
+            unconditional = self._compiled(x, times, hidden, conditions.low_res, prepared)
             return guided(conditional, unconditional, guidance_scale, self._system.spec.channels)
 
         return output
 
     @tf.function(autograph=False)
     def _compiled(
-        self, x: tf.Tensor, timesteps: tf.Tensor, labels: tf.Tensor | None, low_res: tf.Tensor | None
+        self,
+        x: tf.Tensor,
+        timesteps: tf.Tensor,
+        labels: tf.Tensor | None,
+        low_res: tf.Tensor | None,
+        prepared: Prepared | None,
     ) -> tf.Tensor:
-        return self._system.network(x, timesteps, labels=labels, low_res=low_res, training=False)
+        def output(rows: slice) -> tf.Tensor:
+            own_labels, own_low_res = (None if tensor is None else tensor[rows] for tensor in (labels, low_res))
+            return self._system.network(
+                x[rows], timesteps[rows], labels=own_labels, low_res=own_low_res, training=False, prepared=prepared
+            )
+
+        with spelled_out():
+            return tf.concat([output(rows) for rows in _side_by_side(x.shape[0])], axis=0)
+
+    @tf.function(autograph=False)
+    def _prepared(self) -> Prepared:
+        return self._system.network.prepared_kernels()
 
     def _check(self, options: SampleOptions) -> None:
         config = self._system.config
@@ -338,6 +367,17 @@ class Sampler:
         factor = -(-samples.shape[1] // small)
         enlarged = grids.enlarge(reduced, factor)[:, : samples.shape[1], : samples.shape[2]]
         return grids.display_grid(np.concatenate([enlarged, samples], axis=2))
+
+
+def _side_by_side(count: int | None) -> list[slice]:
+    """Rows of a batch, in parts that are computed at the same time; all of them in one part if their number is unknown.
+
+    On the CPU two: where an operation of one leaves a thread idle, the other has work for it. The same number whatever
+    the number of threads, which must not change a result.
+    """
+    if count is None or count < 2 or library.gpu_visible():
+        return [slice(0, count)]
+    return [slice(0, count // 2), slice(count // 2, count)]
 
 
 def step_noise(stream: Key, shape: list[int], step: int) -> tf.Tensor:

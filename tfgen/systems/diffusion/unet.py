@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from tfgen.ops import library
 from tfgen.ops.blocksparse import Pattern, attention
-from tfgen.ops.convolution import convolution_3x3
+from tfgen.ops.convolution import convolution_3x3, enlarged, enlarged_convolution_3x3, prepared_kernel
 from tfgen.ops.group_norm import group_norm
 from tfgen.ops.traced import traced_once
 from tfgen.randomness import Key, host_generator
@@ -31,6 +31,7 @@ from tfgen.systems.diffusion.architecture import GROUPS, UNetShape
 from tfgen.systems.diffusion.resizing import bilinear
 
 Weights = list[tf.Tensor]
+Prepared = dict[str, tf.Tensor]  # of `UNet.prepared_kernels`
 
 # Arithmetic ------------------------------------------------------------------------------------------------
 
@@ -57,10 +58,16 @@ def timestep_embedding(timesteps: tf.Tensor, width: int) -> tf.Tensor:
     return tf.pad(embedding, [[0, 0], [0, width % 2]])
 
 
-def convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int = 1) -> tf.Tensor:
-    """Zero padding of half the kernel on all sides, [B, h, w, in] -> [B, ceil(h / stride), ceil(w / stride), out]."""
+def convolution(
+    x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, prepared: tf.Tensor | None = None, stride: int = 1
+) -> tf.Tensor:
+    """Zero padding of half the kernel on all sides, [B, h, w, in] -> [B, ceil(h / stride), ceil(w / stride), out].
+
+    Args:
+      prepared: `prepared_kernel(kernel)`, if that is at hand.
+    """
     if kernel.shape[:2] == (3, 3) and stride == 1:
-        return convolution_3x3(x, tf.cast(kernel, x.dtype), tf.cast(bias, x.dtype))
+        return convolution_3x3(x, tf.cast(kernel, x.dtype), tf.cast(bias, x.dtype), prepared)
     before = kernel.shape[0] // 2
     # "SAME" would pad images of even sides on the lower and right side only where the stride is 2.
     padding = "SAME" if stride == 1 else [[0, 0], [before, before], [before, before], [0, 0]]
@@ -70,14 +77,6 @@ def convolution(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor, stride: int = 
 def affine(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """[rows, in] -> [rows, out]."""
     return tf.nn.bias_add(tf.matmul(x, tf.cast(kernel, x.dtype)), tf.cast(bias, x.dtype))
-
-
-def enlarged(x: tf.Tensor) -> tf.Tensor:
-    """Every pixel twice along both axes: [B, h, w, C] -> [B, 2 h, 2 w, C]."""
-    _, height, width, channels = x.shape
-    wide = tf.stack([x, x], axis=3)  # [B, h, w, 2, C]
-    rows = tf.reshape(wide, [-1, height, 1, 2 * width * channels])
-    return tf.reshape(tf.concat([rows, rows], axis=2), [-1, 2 * height, 2 * width, channels])
 
 
 def halved(x: tf.Tensor) -> tf.Tensor:
@@ -137,6 +136,7 @@ def residual_block(
     embedding: tf.Tensor,
     weights: Weights,
     skip: Weights,
+    prepared: Weights,
     randomness: Weights,
     rate: float,
     scale_shift: bool,
@@ -146,18 +146,19 @@ def residual_block(
     Args:
       weights: of the first norm and convolution, of the embedding's projection, of the second norm and convolution.
       skip: of the 1x1 convolution on the skip connection where the number of channels changes; else empty.
+      prepared: `prepared_kernel` of the first and the second convolution, or empty.
       randomness, rate: of `dropout`.
       scale_shift: see `UNetShape.use_scale_shift_norm`.
     """
     norm1, conv1, projection, norm2, conv2 = zip(weights[::2], weights[1::2], strict=True)
-    h = convolution(group_norm(x, *norm1, GROUPS, silu=True), *conv1)
+    h = convolution(group_norm(x, *norm1, GROUPS, silu=True), *conv1, *prepared[:1])
     conditioning = affine(embedding, *projection)
     if scale_shift:
         h = group_norm(h, *norm2, GROUPS, silu=True, modulation=tuple(tf.split(conditioning, 2, axis=1)))
     else:
         h = h + tf.cast(conditioning, h.dtype)[:, tf.newaxis, tf.newaxis]
         h = group_norm(h, *norm2, GROUPS, silu=True)
-    h = convolution(dropout(h, rate, randomness), *conv2)
+    h = convolution(dropout(h, rate, randomness), *conv2, *prepared[1:])
     return (convolution(x, *skip) if skip else x) + h
 
 
@@ -200,6 +201,11 @@ class Layer(tf.keras.layers.Layer):
 
     def __init__(self, path: str):
         super().__init__(name=path.replace("/", "_"), autocast=False)
+
+    @property
+    def preparable(self) -> list[Affine]:
+        """The weights of 3x3 convolutions of stride 1 that may be prepared."""
+        return []
 
 
 class Norm(Layer):
@@ -246,7 +252,9 @@ class Convolution(Layer):
         super().__init__(path)
         self.convolution = Affine(path, [3, 3, part.inputs, part.outputs], initializer)
 
-    def call(self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool) -> tf.Tensor:
+    def call(
+        self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool, prepared: Prepared
+    ) -> tf.Tensor:
         return convolution(x, *self.convolution.values)
 
 
@@ -266,7 +274,13 @@ class Residual(Layer):
         changes = inputs != outputs
         self.skip = Affine(f"{path}/skip_connection", [1, 1, inputs, outputs], initializer) if changes else None
 
-    def call(self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool) -> tf.Tensor:
+    @property
+    def preparable(self) -> list[Affine]:
+        return [self.in_conv, self.out_conv]
+
+    def call(
+        self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool, prepared: Prepared
+    ) -> tf.Tensor:
         layers = (self.in_norm, self.in_conv, self.projection, self.out_norm, self.out_conv)
         own = key and key.fold(self.path)
         randomness = [own.seed, own.first_sample] if own is not None and self.rate else []
@@ -274,7 +288,8 @@ class Residual(Layer):
         def computed(x: tf.Tensor, embedding: tf.Tensor) -> tf.Tensor:
             weights = [value for layer in layers for value in layer.values]
             skip = self.skip.values if self.skip is not None else []
-            return residual_block(x, embedding, weights, skip, randomness, self.rate, self.scale_shift)
+            ready = [prepared[layer.name] for layer in self.preparable if layer.name in prepared]
+            return residual_block(x, embedding, weights, skip, ready, randomness, self.rate, self.scale_shift)
 
         return (tf.recompute_grad(computed) if recompute else computed)(x, embedding)
 
@@ -289,7 +304,9 @@ class Attention(Layer):
         self.qkv = Affine(f"{path}/qkv", [channels, 3 * channels], initializer)
         self.projection = Affine(f"{path}/proj_out", [channels, channels], initializer, zero=True)
 
-    def call(self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool) -> tf.Tensor:
+    def call(
+        self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool, prepared: Prepared
+    ) -> tf.Tensor:
         def computed(x: tf.Tensor) -> tf.Tensor:
             weights = [value for layer in (self.norm, self.qkv, self.projection) for value in layer.values]
             return attention_block(x, weights, self.heads)
@@ -312,12 +329,19 @@ class Resampling(Layer):
         size, name = [3, 3, part.channels, part.channels], "conv" if self.enlarges else "op"
         self.convolution = Affine(f"{path}/{name}", size, initializer) if shape.conv_resample else None
 
-    def call(self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool) -> tf.Tensor:
+    @property
+    def preparable(self) -> list[Affine]:
+        return [self.convolution] if self.enlarges and self.convolution is not None else []
+
+    def call(
+        self, x: tf.Tensor, embedding: tf.Tensor, key: Key | None, recompute: bool, prepared: Prepared
+    ) -> tf.Tensor:
         if self.convolution is None:
             return enlarged(x) if self.enlarges else halved(x)
-        if self.enlarges:
-            return convolution(enlarged(x), *self.convolution.values)
         kernel, bias = self.convolution.values
+        if self.enlarges:
+            ready = prepared.get(self.convolution.name)
+            return enlarged_convolution_3x3(x, tf.cast(kernel, x.dtype), tf.cast(bias, x.dtype), ready)
         return convolution(x, kernel, bias, stride=2)
 
 
@@ -372,6 +396,7 @@ class UNet(tf.keras.Model):
         low_res: tf.Tensor | None = None,
         training: bool = False,
         dropout_key: Key | None = None,
+        prepared: Prepared | None = None,
     ) -> tf.Tensor:
         """Output for images x at their timesteps.
 
@@ -382,6 +407,8 @@ class UNet(tf.keras.Model):
           low_res: float32 [B, any, any, in_channels], what super-resolution enlarges; None for other networks.
           training: with dropout, and with recomputation if the shape says so.
           dropout_key: draws the dropout masks; needed in training with dropout.
+          prepared: `prepared_kernels()` of the weights as they are, which saves time; not in training, since the
+            output has no gradients then.
 
         Returns:
           float32 [B, H, W, out_channels].
@@ -390,8 +417,24 @@ class UNet(tf.keras.Model):
           ShapeError: inputs that do not fit the network.
           ValueError: no key, where one is needed.
         """
-        outputs = self.block_outputs(x, timesteps, labels, low_res, training, dropout_key)
+        outputs = self.block_outputs(x, timesteps, labels, low_res, training, dropout_key, prepared)
         return self.head(outputs[f"output_{len(self.output_blocks) - 1}"])
+
+    def prepared_kernels(self) -> Prepared:
+        """Kernels of 3x3 convolutions as the compiled operation needs them, for many calls with the same weights.
+
+        They take 16/9 of the memory of these weights, and are to be made again when weights change. The output of a
+        call with them has the same bits.
+
+        Returns:
+          By the name of the layer. Empty where convolutions are TensorFlow's.
+        """
+        if self.shape.dtype != tf.float32:
+            return {}
+        blocks = [*self.input_blocks, self.middle_block, *self.output_blocks]
+        affines = [affine for block in blocks for layer in block for affine in layer.preparable]
+        made = {affine.name: prepared_kernel(affine.kernel.read_value()) for affine in affines}
+        return {name: kernel for name, kernel in made.items() if kernel is not None}
 
     def head(self, h: tf.Tensor) -> tf.Tensor:
         """Output [B, H, W, out_channels] of what the last block gives, [B, H, W, width]; both in float32."""
@@ -407,6 +450,7 @@ class UNet(tf.keras.Model):
         low_res: tf.Tensor | None = None,
         training: bool = False,
         dropout_key: Key | None = None,
+        prepared: Prepared | None = None,
     ) -> dict[str, tf.Tensor]:
         """What every block gives, in order: input_0 ..., middle, output_0 ..., each [B, h, w, C]; as for `call`."""
         x = tf.convert_to_tensor(x)
@@ -420,7 +464,7 @@ class UNet(tf.keras.Model):
 
         def run(block: list[Layer], h: tf.Tensor) -> tf.Tensor:
             for layer in block:
-                h = layer(h, embedding, key, recompute)
+                h = layer(h, embedding, key, recompute, prepared or {})
             return h
 
         h = tf.cast(x, self.shape.dtype)
