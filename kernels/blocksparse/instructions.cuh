@@ -85,14 +85,6 @@ __device__ inline void multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_
   multiply<T>(c, c, a0, a1, a2, a3, b0, b1);
 }
 
-// Transposes an [8, 8] matrix of 16-bit numbers across a warp: a thread holds [lane / 4][2 (lane % 4), + 1], before and
-// after.
-__device__ inline uint32_t transpose8(uint32_t bits) {
-  uint32_t transposed;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(bits));
-  return transposed;
-}
-
 // Four [8, 8] matrices of 16-bit numbers from shared memory. Lane 8m + r passes the address of the 16 bytes of row r of
 // matrix m, and receives [lane / 4][2 (lane % 4), + 1] of each matrix.
 __device__ inline uint4 load_matrices(uint32_t address) {
@@ -122,15 +114,9 @@ __device__ inline void store16(void* target, const uint4& four) {
 }
 
 // Copies 16 or 4 bytes from device to shared memory, or writes zeros where `copied` is false, in the background: this
-// thread sees them after wait_copies, the others after a barrier that follows it. copy16 passes by the L1 cache,
-// copy16_cached leaves in it what another warp will copy, too.
+// thread sees them after wait_copies, the others after a barrier that follows it. 16 bytes pass by the L1 cache.
 __device__ inline void copy16(uint32_t target, const void* source, bool copied) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target),
-               "l"(__cvta_generic_to_global(source)), "r"(copied ? 16 : 0)
-               : "memory");
-}
-__device__ inline void copy16_cached(uint32_t target, const void* source, bool copied) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(target),
                "l"(__cvta_generic_to_global(source)), "r"(copied ? 16 : 0)
                : "memory");
 }

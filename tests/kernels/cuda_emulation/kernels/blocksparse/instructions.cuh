@@ -100,18 +100,6 @@ inline uint4 load_matrices(const char* name, uint32_t address, bool transposed) 
 inline uint4 load_matrices(uint32_t address) { return load_matrices("ldmatrix", address, false); }
 inline uint4 load_matrices_transposed(uint32_t address) { return load_matrices("ldmatrix.trans", address, true); }
 
-inline uint32_t transpose8(uint32_t bits) {
-  emulator::together("movmatrix", bits, [](uint32_t** lanes) {
-    uint16_t matrix[8][8];
-    for (int lane = 0; lane < emulator::kWarp; ++lane) memcpy(&matrix[lane / 4][lane % 4 * 2], lanes[lane], 4);
-    for (int lane = 0; lane < emulator::kWarp; ++lane) {
-      const int row = lane / 4, column = lane % 4 * 2;
-      *lanes[lane] = matrix[column][row] | static_cast<uint32_t>(matrix[column + 1][row]) << 16;
-    }
-  });
-  return bits;
-}
-
 inline void store16(void* target, const uint4& four) {
   if (reinterpret_cast<uintptr_t>(target) % 16) emulator::fail("a store to an address that is not aligned");
   memcpy(target, &four, 16);
@@ -120,7 +108,6 @@ inline void store16(void* target, const uint4& four) {
 inline void copy16(uint32_t target, const void* source, bool copied) {
   emulator::start_copy(target, source, 16, copied);
 }
-inline void copy16_cached(uint32_t target, const void* source, bool copied) { copy16(target, source, copied); }
 inline void copy4(uint32_t target, const void* source, bool copied) { emulator::start_copy(target, source, 4, copied); }
 inline void commit_copies() { emulator::commit(); }
 template <int kPending>
